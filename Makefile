@@ -1,0 +1,45 @@
+# make demo | test | lint | clean. The first use creates .venv and installs the tested versions.
+
+PYTHON ?= $(shell command -v python3 || command -v python3.11)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml setup.py constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/logsnr demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest -q
+
+lint: $(VENV)/.installed-dev build/mypy/logsnr
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find solvers adapters benchmarks tests -name __pycache__ -type d -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Each environment contains the one before it, so its stamp stands for both.
+$(VENV)/.installed-demo: $(INPUTS) | $(BIN)/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
+	$(INSTALL) -e '.[test]'
+	touch $(VENV)/.installed-demo $@
+
+$(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	touch $(VENV)/.installed-demo $(VENV)/.installed-test $@
+
+# The import root `logsnr`, as mypy wants it: see [tool.mypy] in pyproject.toml.
+build/mypy/logsnr:
+	mkdir -p $@
+	ln -s ../../../solvers ../../../adapters ../../../benchmarks $@

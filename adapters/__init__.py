@@ -1,0 +1,1 @@
+"""The solvers inside other libraries: a drop-in scheduler for diffusers pipelines."""

@@ -1,0 +1,10 @@
+from setuptools import find_packages, setup
+
+ROOTS = ("solvers", "adapters", "benchmarks")
+
+setup(
+    packages=[
+        f"logsnr.{name}"
+        for name in find_packages(include=[*ROOTS, *(f"{root}.*" for root in ROOTS)])
+    ]
+)

@@ -1,0 +1,154 @@
+r"""Denoiser: any pretrained network as one uniform data prediction (x, t) -> x0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .guidance import ClassifierFree, unwrap
+from .plan import Node
+from .prediction import check_prediction, to_data
+from .schedules import NoiseSchedule
+
+
+class Denoiser:
+    """A network, what it predicts, and what is done to its prediction.
+
+    ``denoise(x, t)`` is the data prediction x0 (B, *event) of states x (B, *event) at the
+    schedule's time t (a float, or a tensor of one or B entries). Solvers use ``evaluate``, which
+    gives the network's own output (``prediction``) so that no accuracy is lost in conversions.
+
+    Parameters
+    ----------
+    network : ``network(x, t)`` or ``network(x, t, **condition)`` with x (B, *event) and t (B,)
+        in the network's own time; may return a tensor, an object with ``.sample``, or a tuple.
+    schedule : the noise schedule that the network was trained on.
+    prediction : "epsilon", "sample", "v_prediction", "flow_prediction" or "score".
+    condition : keyword arguments of the network (class labels, embeddings, ...).
+    guidance : `ClassifierFree`, which brings its own condition.
+    threshold : a function x0 -> x0 applied to every data prediction (`DynamicThreshold`, a clamp).
+    network_time : function from the schedule's time to the network's; default
+        ``schedule.network_time``. Flow models of diffusers take ``lambda t: 1000 * t``.
+    dtype : run the network in this dtype and return the state's (half-precision networks with
+        float32 states). Default: the network must take the state's dtype.
+
+    Raises ValueError for an unknown prediction, for both ``condition`` and ``guidance``, and at a
+    call for an output of the wrong type or shape.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        schedule: NoiseSchedule,
+        prediction: str = "epsilon",
+        *,
+        condition: Mapping[str, Any] | None = None,
+        guidance: ClassifierFree | None = None,
+        threshold: Callable[[Tensor], Tensor] | None = None,
+        network_time: Callable[[Any], Any] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if not callable(network):
+            raise ValueError(f"network={network!r}: need a callable network(x, t)")
+        if not isinstance(schedule, NoiseSchedule):
+            raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule")
+        if guidance is not None and condition is not None:
+            raise ValueError("condition was given beside guidance: put it into the guidance")
+        self.network = network
+        self.schedule = schedule
+        self.native = check_prediction(prediction)
+        self.condition = dict(condition or {})
+        self.guidance = guidance
+        self.threshold = threshold
+        self.network_time = network_time or schedule.network_time
+        self.dtype = dtype
+
+    @property
+    def prediction(self) -> str:
+        """What ``evaluate`` returns: the native prediction, or "sample" once x0 is thresholded."""
+        return self.native if self.threshold is None else "sample"
+
+    def evaluate(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """One network evaluation at states x (B, *event): a prediction of type ``prediction``."""
+        output = self._call_network(x, t)
+        if self.threshold is None:
+            return output
+        return self.threshold(self._data(output, x, t))
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Data prediction x0 (B, *event) at the schedule's time t."""
+        x0 = self._data(self._call_network(x, t), x, t)
+        return x0 if self.threshold is None else self.threshold(x0)
+
+    def check_input(self, x: Tensor, name: str = "x") -> None:
+        """Raise ValueError if a network that is a module cannot take x (device, dtype)."""
+        if not isinstance(self.network, torch.nn.Module):
+            return
+        for parameter in self.network.parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.device != x.device:
+                raise ValueError(
+                    f"{name} is on device {x.device}, the network on {parameter.device}: "
+                    f"move one of them"
+                )
+            if self.dtype is None and parameter.dtype != x.dtype:
+                raise ValueError(
+                    f"{name} has dtype {x.dtype}, the network {parameter.dtype}: cast {name}, or "
+                    f"pass Denoiser(..., dtype={parameter.dtype}) to cast at every call"
+                )
+            return
+
+    def _call_network(self, x: Tensor, t: float | Tensor) -> Tensor:
+        network_time = self.network_time(t)
+        # float16 cannot hold a timestep of 999.5; times are never rounded below float32.
+        time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        times = torch.as_tensor(network_time, dtype=time_dtype, device=x.device).expand(x.shape[0])
+        state = x if self.dtype is None else x.to(self.dtype)
+        if self.guidance is not None:
+            output = self.guidance(self.network, state, times, t)
+        else:
+            output = self.network(state, times, **self.condition)
+        output = unwrap(output)
+        if not isinstance(output, Tensor):
+            raise ValueError(f"network returned {type(output).__name__}: need a tensor")
+        if output.shape != x.shape:
+            raise ValueError(
+                f"network returned shape {tuple(output.shape)}: need that of x, {tuple(x.shape)}"
+            )
+        if not output.is_floating_point():
+            raise ValueError(f"network returned dtype {output.dtype}: need a floating-point type")
+        return output if self.dtype is None else output.to(x.dtype)
+
+    def _data(self, output: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        if self.native == "sample":
+            return output
+        if not isinstance(t, Tensor) or t.numel() == 1:
+            time = float(t)
+            node = Node(time, self.schedule.alpha(time), self.schedule.sigma(time))
+            map_ = to_data(self.native, node)
+            return map_.out * output + map_.x * x
+        times = t.detach().to("cpu", torch.float64)
+        alphas, sigmas = self.schedule.alpha(times), self.schedule.sigma(times)
+        nodes = map(Node, times.tolist(), alphas.tolist(), sigmas.tolist())
+        maps = torch.tensor([to_data(self.native, node) for node in nodes], dtype=torch.float64)
+        out, state = maps.to(x.device, x.dtype).reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
+        return out * output + state * x
+
+
+def check_start(x_T: Tensor, denoise: Any) -> None:
+    """Raise ValueError unless ``denoise`` can be called on start states x_T (B, *event)."""
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point():
+        kind = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
+        raise ValueError(f"x_T is {kind}: need a tensor of a floating-point dtype")
+    if x_T.ndim < 2:
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}: need (B, *event)")
+    if not callable(denoise):
+        raise ValueError(f"denoise={denoise!r}: need a Denoiser or a function (x, t) -> x0")
+    if isinstance(denoise, Denoiser):
+        denoise.check_input(x_T, "x_T")
+    if not torch.isfinite(x_T).all():
+        raise ValueError("x_T has values that are not finite: need finite start states")

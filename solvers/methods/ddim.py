@@ -1,0 +1,61 @@
+r"""DDIM (Song, Meng and Ermon 2021, eq. 12; monograph section 9.2).
+
+    x_t = alpha_t x0 + sqrt(sigma_t^2 - n^2) eps + n z,     n = eta sigma_t sqrt(1 - e^(-2h))
+
+with x0 and eps the predictions at (x_s, s) and h = lambda_t - lambda_s. eta = 0 is the
+deterministic sampler, the exponential Euler method (DPM-Solver-1) of order 1; eta = 1 is
+ancestral sampling with the variance of the DDPM posterior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..grids import Grid
+from ..plan import DATA, Node, Noise, Plan, Row
+from ..registry import check_choice, count_steps, solver
+from .multistep import Predictor, Weights, exponential, multistep
+
+
+@solver(
+    "ddim",
+    order=lambda options: 1,
+    nfe_per_step=1,
+    title="DDIM: exponential Euler, deterministic or ancestral",
+    paper="song2021ddim",
+)
+def ddim(grid: Grid, nfe: int | None = None, *, eta: float = 0.0, space: str = "data") -> Plan:
+    """DDIM, order 1, one evaluation a step.
+
+    Parameters
+    ----------
+    eta : share of the DDPM posterior's standard deviation, in [0, 1].
+    space : "data" or "noise", the prediction that the rows combine (the same update rule).
+
+    Raises ValueError for eta outside [0, 1] or an unknown space.
+    """
+    check_choice("space", space, ("data", "noise"))
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta!r}: need a value in [0, 1]")
+    nodes = grid.nodes(count_steps(grid, nfe))
+    if eta == 0:
+        rows = multistep(nodes, _first_order(space), order=1, space=space)
+        return Plan(tuple(rows))
+    rows = [Row(nodes[0], target=DATA)]
+    for k, (start, end) in enumerate(zip(nodes, nodes[1:], strict=False)):
+        n = eta * end.sigma * math.sqrt(-math.expm1(-2 * (end.lam - start.lam)))
+        a = math.sqrt(max(0.0, end.sigma**2 - n**2)) / start.sigma
+        noise = (Noise(n, start.lam, end.lam),) if n else ()
+        target = DATA if k < len(nodes) - 2 else None
+        state = ((k, a),) if a else ()
+        rows.append(Row(end, state, ((k, end.alpha - a * start.alpha),), target, noise=noise))
+    return Plan(tuple(rows))
+
+
+def _first_order(space: str) -> Predictor:
+    def predictor(past: Sequence[Node], end: Node) -> Weights:
+        a, scale, z = exponential(space, past[0], end)
+        return a, [-scale * math.expm1(z)]
+
+    return predictor

@@ -1,0 +1,99 @@
+r"""The five things a network may predict, and the linear maps between them.
+
+With x = alpha x0 + sigma eps at a node (alpha, sigma), every prediction is a linear function of
+(x0, eps), so x0 and eps are linear in (prediction, x):
+
+    epsilon          eps
+    sample           x0
+    v_prediction     v = (alpha eps - sigma x0) / r,   r = sqrt(alpha^2 + sigma^2)
+                     (r = 1 for variance-preserving schedules: Salimans and Ho 2022)
+    flow_prediction  u = eps - x0                      (velocity of the straight path)
+    score            -eps / sigma
+
+No derivative of the schedule is needed, and no map goes by way of another prediction: near
+sigma = 0 a detour (x - alpha x0) / sigma would cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .plan import Coefficient, Node, Target
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
+
+
+class Linear(NamedTuple):
+    """out * (network output) + x * (state)."""
+
+    out: Coefficient
+    x: Coefficient
+
+
+def check_prediction(prediction: str) -> str:
+    """The argument, or ValueError naming the choices."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction={prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+    return prediction
+
+
+def to_data(prediction: str, node: Node) -> Linear:
+    """x0 as a linear function of the prediction and x at ``node``.
+
+    Raises ValueError where it does not exist: from epsilon or the score at alpha = 0.
+    """
+    _, alpha, sigma = node
+    if prediction == "sample":
+        return Linear(1.0, 0.0)
+    if prediction == "v_prediction":
+        r = math.hypot(alpha, sigma)
+        return Linear(-sigma / r, alpha / r**2)
+    if prediction == "flow_prediction":
+        return Linear(-sigma / (alpha + sigma), 1 / (alpha + sigma))
+    if alpha == 0:
+        raise ValueError(
+            f"prediction={prediction!r} cannot be used at t={node.t:g}, where alpha = 0 (zero "
+            "terminal SNR): x holds no signal there. Use a network with 'v_prediction', "
+            "'flow_prediction' or 'sample', or start at a smaller t_start"
+        )
+    if prediction == "epsilon":
+        return Linear(-sigma / alpha, 1 / alpha)
+    check_prediction(prediction)
+    return Linear(sigma**2 / alpha, 1 / alpha)
+
+
+def to_noise(prediction: str, node: Node) -> Linear:
+    """eps as a linear function of the prediction and x at ``node``.
+
+    Raises ValueError where it does not exist: from the data prediction at sigma = 0.
+    """
+    _, alpha, sigma = node
+    if prediction == "epsilon":
+        return Linear(1.0, 0.0)
+    if prediction == "score":
+        return Linear(-sigma, 0.0)
+    if prediction == "v_prediction":
+        r = math.hypot(alpha, sigma)
+        return Linear(alpha / r, sigma / r**2)
+    if prediction == "flow_prediction":
+        return Linear(alpha / (alpha + sigma), 1 / (alpha + sigma))
+    check_prediction(prediction)
+    if sigma == 0:
+        raise ValueError(
+            f"prediction='sample' gives no noise prediction at t={node.t:g} (sigma = 0)"
+        )
+    return Linear(-alpha / sigma, 1 / sigma)
+
+
+def to_target(prediction: str, node: Node, target: Target) -> Linear:
+    """The target's combination g = u eps + w x0 + q x as a linear function of (output, x)."""
+    out: Coefficient = 0.0
+    state: Coefficient = target.x
+    for weight, convert in ((target.eps, to_noise), (target.data, to_data)):
+        if isinstance(weight, Tensor) or weight != 0:
+            part = convert(prediction, node)
+            out, state = out + weight * part.out, state + weight * part.x
+    return Linear(out, state)

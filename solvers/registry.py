@@ -1,0 +1,185 @@
+"""The registry of solvers and ``make_plan``, the one way to a Plan by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from .grids import Grid, nodes_at, nodes_at_lams, nodes_at_sigmas
+from .plan import DATA, Node, Plan, Row
+from .schedules import NoiseSchedule
+
+Build = Callable[..., Plan]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver as the registry knows it.
+
+    ``build(grid, nfe, **options)`` makes the plan. ``order`` maps the full set of options to the
+    order of the method for a deterministic run; ``nfe_per_step`` is the cost of a full step;
+    ``paper`` is a key of the bibliography.
+    """
+
+    name: str
+    build: Build
+    order: Callable[[Mapping[str, Any]], int]
+    nfe_per_step: int
+    title: str
+    paper: str
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The solver's own options with their default values."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+SOLVERS: dict[str, Solver] = {}
+
+
+def solver(
+    name: str,
+    *,
+    order: Callable[[Mapping[str, Any]], int],
+    nfe_per_step: int,
+    title: str,
+    paper: str,
+) -> Callable[[Build], Build]:
+    """Register the decorated function (grid, nfe, *, options) -> Plan under ``name``."""
+
+    def register(build: Build) -> Build:
+        SOLVERS[name] = Solver(name, build, order, nfe_per_step, title, paper)
+        return build
+
+    return register
+
+
+def make_plan(
+    solver: str,
+    schedule: NoiseSchedule,
+    *,
+    nfe: int | None = None,
+    times: Sequence[float] | Tensor | None = None,
+    sigmas: Sequence[float] | Tensor | None = None,
+    lams: Sequence[float] | Tensor | None = None,
+    spacing: str | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    rho: float = 7.0,
+    shift: float = 1.0,
+    denoise_to_zero: bool = False,
+    **options: Any,
+) -> Plan:
+    """The plan of a registered solver on a grid of ``schedule``.
+
+    Parameters
+    ----------
+    solver : a key of ``SOLVERS``.
+    nfe : number of network evaluations. Not needed with an explicit grid.
+    times, sigmas, lams : an explicit grid, from noise to data: times of the schedule, its own
+        sigma_t, or lambda; used exactly as given. At most one.
+    spacing, t_start, t_end, rho, shift : see ``grids``; the defaults are the schedule's.
+    denoise_to_zero : end with the data prediction at t_end, one evaluation beyond ``nfe``.
+    options : the solver's own, see its docstring.
+
+    Raises ValueError for an unknown solver or option and for values out of range.
+    """
+    entry = find_solver(solver)
+    unknown = sorted(set(options) - set(entry.defaults))
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]}={options[unknown[0]]!r} is not an option of {solver!r}: it has "
+            f"{', '.join(sorted(entry.defaults)) or 'none'}"
+        )
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule, such as VPLinear()")
+    if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
+        raise ValueError(f"nfe={nfe!r}: need a whole number of at least 1")
+    given = {"times": times, "sigmas": sigmas, "lams": lams}
+    explicit = {name: value for name, value in given.items() if value is not None}
+    if len(explicit) > 1:
+        raise ValueError(f"{' and '.join(explicit)} were given: choose one explicit grid")
+    if explicit:
+        (name, values), *_ = explicit.items()
+        ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end}
+        clash = [key for key, value in ruled.items() if value is not None]
+        if clash or shift != 1:
+            raise ValueError(
+                f"{(clash or ['shift'])[0]} was given beside {name}, which is the grid"
+            )
+        place = {"times": nodes_at, "sigmas": nodes_at_sigmas, "lams": nodes_at_lams}[name]
+        nodes = tuple(place(schedule, values))
+        grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes)
+    else:
+        if nfe is None:
+            raise ValueError("nfe is missing: give the number of network evaluations, or a grid")
+        grid = Grid(
+            schedule,
+            t_start=float(schedule.t_start if t_start is None else t_start),
+            t_end=float(schedule.t_end if t_end is None else t_end),
+            spacing=spacing or schedule.default_spacing,
+            rho=rho,
+            shift=shift,
+        )
+    return plan_on_grid(solver, grid, nfe, denoise_to_zero=denoise_to_zero, **options)
+
+
+def plan_on_grid(
+    solver: str,
+    grid: Grid,
+    nfe: int | None = None,
+    *,
+    denoise_to_zero: bool = False,
+    **options: Any,
+) -> Plan:
+    """``make_plan`` on a Grid that is already there (duplicated nodes allowed if explicit)."""
+    entry = find_solver(solver)
+    plan = entry.build(grid, nfe, **options)
+    if denoise_to_zero:
+        plan = end_with_data_prediction(plan)
+        options["denoise_to_zero"] = True
+    return replace(plan, solver=solver, options=options)
+
+
+def find_solver(name: str) -> Solver:
+    """The registered solver, or ValueError naming the choices."""
+
+    if name not in SOLVERS:
+        raise ValueError(f"solver={name!r}: choose one of {', '.join(sorted(SOLVERS))}")
+    return SOLVERS[name]
+
+
+def end_with_data_prediction(plan: Plan) -> Plan:
+    """The plan with one more evaluation: its result becomes the data prediction at its end."""
+    *rows, last = plan.rows
+    if last.node.sigma == 0:
+        raise ValueError("denoise_to_zero=True: the grid ends at sigma = 0 already")
+    result = Row(Node(0.0, 1.0, 0.0), outputs=((len(rows), 1.0),))
+    return replace(plan, rows=(*rows, replace(last, target=DATA), result))
+
+
+def count_steps(grid: Grid, nfe: int | None, *, at_least: int = 1) -> int:
+    """The number of one-evaluation steps: nfe, or what the explicit grid has. ValueError if few."""
+    steps = grid.intervals if nfe is None else nfe
+    if steps is None or steps < at_least:
+        raise ValueError(f"nfe={steps!r}: the solver needs at least {at_least} at this order")
+    if grid.intervals not in (None, steps):
+        raise ValueError(f"nfe={nfe} does not fit the explicit grid of {grid.intervals} steps")
+    return steps
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def check_order(order: Any, choices: Container[int]) -> None:
+    """ValueError unless ``order`` is a whole number among ``choices``."""
+    if isinstance(order, bool) or not isinstance(order, int) or order not in choices:
+        raise ValueError(f"order={order!r}: need a whole number in {choices}")

@@ -1,0 +1,197 @@
+r"""Running a plan: a generator that never sees a network.
+
+``run`` yields `Evaluation` (a state and its node), is sent the network's output there, and
+returns the sample. Whoever drives it decides where the network lives: `sample` is the plain
+loop, a diffusers pipeline drives it from ``scheduler.step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, check_start
+from .executors import FusedRows, TensorRows
+from .noise import NoiseSource, noise_source
+from .plan import Node, Plan
+from .prediction import check_prediction, to_data, to_target
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """A request to call the network at state ``x`` (B, *event) and ``node``.
+
+    A driver that changed the state since it was handed out (inpainting, callbacks) puts the
+    changed tensor into ``x``, or changes it in place: the run carries the edit on.
+    """
+
+    x: Tensor
+    node: Node
+    index: int
+
+
+Run = Generator[Evaluation, Tensor, Tensor]
+
+
+def run(
+    plan: Plan,
+    x: Tensor,
+    prediction: str = "sample",
+    *,
+    noise: NoiseSource | None = None,
+    differentiable: bool = False,
+) -> Run:
+    """Generator over the evaluations of ``plan`` from the start state x (B, *event).
+
+    Send it the network's output, which is of type ``prediction``. States and history are kept in
+    float32 or better; every state handed out has x's dtype.
+
+    An edit of a state is transported to the other states that the plan still needs (the corrected
+    state of a predictor-corrector, the start of a singlestep block) along the linear part of the
+    plan's own rows, sigma_j / sigma_k in data space and alpha_j / alpha_k in noise space.
+    """
+    check_prediction(prediction)
+    draw = noise or noise_source(None)
+    executor = (TensorRows if differentiable or not plan.numeric else FusedRows)(
+        plan, prediction, x
+    )
+    handed, precise = x, executor.start(x)
+    for k, row in enumerate(plan.rows):
+        if k > 0:
+            precise = executor.combine(k, draw)
+            if row.target is None:
+                continue
+            handed = precise.to(x.dtype)
+        version = handed._version
+        evaluation = Evaluation(handed, row.node, k)
+        output = yield evaluation
+        if evaluation.x is not handed or handed._version != version:
+            edited = evaluation.x.to(precise.dtype)
+            executor.edit(k, edited)
+        executor.evaluate(k, output)
+    return precise.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback of `sample` sees after each network evaluation.
+
+    ``x`` (B, *event) is the state at ``node``, ``x0`` the data prediction there, ``evaluation``
+    counts from 1 to ``plan.nfe``.
+    """
+
+    evaluation: int
+    node: Node
+    x: Tensor
+    x0: Tensor
+    plan: Plan
+
+
+def sample(
+    denoise: Denoiser | Callable[[Tensor, float], Tensor],
+    x_T: Tensor,
+    plan: Plan,
+    *,
+    noise: Any = None,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = False,
+    differentiable: bool = False,
+) -> Tensor:
+    """Run ``plan`` from x_T: the plain loop over `run`.
+
+    Parameters
+    ----------
+    denoise : a `Denoiser`, or any data prediction (x, t) -> x0 with t a float of the schedule.
+    x_T : start states (B, *event) at the plan's first node: alpha x0 + sigma eps, so about
+        N(0, sigma^2). float64 keeps the run in float64, every other type accumulates in float32.
+    noise : for plans that add noise, see ``noise_source``.
+    callback : called with a `Step` after every evaluation.
+    progress : show a progress bar over the evaluations.
+    differentiable : keep the graph. Implied by coefficients or x_T that require grad; otherwise
+        the run happens under ``torch.no_grad``.
+
+    Returns the sample, with the shape, dtype and device of x_T. Raises ValueError for bad input
+    before the network is called, and for network outputs that are not finite, naming the time.
+    """
+    check_start(x_T, denoise)
+    prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
+    _check_plan(plan, prediction)
+    source = noise_source(noise)
+    differentiable = differentiable or x_T.requires_grad or plan.requires_grad
+    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else _checked(denoise)
+    process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
+    finite: list[tuple[float, Tensor]] = []
+    with torch.set_grad_enabled(differentiable), _bar(plan.nfe, progress) as advance:
+        evaluation = next(process)
+        for count in range(1, plan.nfe + 1):
+            x, node = evaluation.x, evaluation.node
+            output = evaluate(x, node.t)
+            _check_finite(output, node.t, finite)
+            if callback is not None:
+                out, state = to_data(prediction, node)
+                callback(Step(count, node, x, out * output + state * x, plan))
+            advance()
+            try:
+                evaluation = process.send(output)
+            except StopIteration as stop:
+                result: Tensor = stop.value
+    _raise_not_finite(finite)
+    return result
+
+
+def _checked(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    def evaluate(x: Tensor, t: float) -> Tensor:
+        x0 = denoise(x, t)
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(
+                f"denoise returned {shape}: need a tensor of x's shape, {tuple(x.shape)}"
+            )
+        return x0
+
+    return evaluate
+
+
+def _check_plan(plan: Plan, prediction: str) -> None:
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
+    for k in plan.evaluated:
+        target = plan.rows[k].target
+        assert target is not None
+        to_target(prediction, plan.rows[k].node, target)  # raises where it does not exist
+
+
+def _check_finite(output: Tensor, t: float, pending: list[tuple[float, Tensor]]) -> None:
+    # On an accelerator, reading the flag would make the host wait: it is read after the run.
+    pending.append((t, torch.isfinite(output).all()))
+    if output.device.type == "cpu":
+        _raise_not_finite(pending)
+        pending.clear()
+
+
+def _raise_not_finite(pending: list[tuple[float, Tensor]]) -> None:
+    for t, finite in pending:
+        if not finite:
+            raise ValueError(f"network returned values that are not finite at t={t:.6g}")
+
+
+class _bar:
+    """A tqdm bar over the evaluations, or nothing."""
+
+    def __init__(self, total: int, show: bool):
+        self.bar = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, unit="evaluation")
+
+    def __enter__(self) -> Callable[[], Any]:
+        return self.bar.update if self.bar is not None else lambda: None
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

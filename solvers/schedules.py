@@ -1,0 +1,341 @@
+r"""Noise schedules: the map from time to (alpha, sigma) and back from log-SNR to time.
+
+The forward process of every diffusion and flow model here is
+
+    x_t = alpha_t x_0 + sigma_t eps,      lambda_t = log(alpha_t / sigma_t),
+
+with t = 0 at the data. lambda (``lam``), half the log-SNR, is the time in which the solvers
+live: it falls as t grows, so it rises while sampling. All arithmetic is float64; each family
+evaluates alpha, sigma and lambda without cancellation at either end, so that
+``time(lam(t)) == t`` to 1e-12 over the whole range.
+
+References: Song et al. 2021 (VP, VE), Nichol and Dhariwal 2021 (cosine), Karras et al. 2022
+(EDM), Lipman et al. 2023 (flow matching), Lu et al. 2022 (discrete VP in log-linear form).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Time = TypeVar("Time", float, Tensor)
+
+
+class NoiseSchedule(ABC):
+    """t -> (alpha, sigma, lambda) and lambda -> t, for floats or tensors (float64 in, float64 out).
+
+    Attributes
+    ----------
+    t_start, t_end : default ends of sampling, from noise to data.
+    t_max : the largest time that may be asked for.
+    default_spacing : the spacing ``make_plan`` uses when none is given.
+    """
+
+    t_start: float = 1.0
+    t_end: float = 1e-3
+    t_max: float = 1.0
+    default_spacing: str = "logsnr"
+
+    @abstractmethod
+    def _log_alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _log_sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _time(self, lam: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _dlog_alpha(self, t: Tensor) -> Tensor: ...
+
+    def _dlam(self, t: Tensor) -> Tensor:
+        # alpha^2 + sigma^2 = 1 gives d lambda = d log(alpha) / sigma^2; other families override.
+        return self._dlog_alpha(t) * torch.exp(-2 * self._log_sigma(t))
+
+    def alpha(self, t: Time) -> Time:
+        """Signal scale alpha_t."""
+        return _apply(lambda u: torch.exp(self._log_alpha(u)), t)
+
+    def sigma(self, t: Time) -> Time:
+        """Noise scale sigma_t."""
+        return _apply(lambda u: torch.exp(self._log_sigma(u)), t)
+
+    def lam(self, t: Time) -> Time:
+        """lambda_t = log(alpha_t / sigma_t); -inf where alpha = 0 and +inf where sigma = 0."""
+        return _apply(lambda u: self._log_alpha(u) - self._log_sigma(u), t)
+
+    def time(self, lam: Time) -> Time:
+        """The inverse of ``lam``."""
+        return _apply(self._time, lam)
+
+    def dlog_alpha(self, t: Time) -> Time:
+        """d log(alpha) / dt, the linear drift f(t) of the forward SDE."""
+        return _apply(self._dlog_alpha, t)
+
+    def dlam(self, t: Time) -> Time:
+        """d lambda / dt < 0; the squared diffusion of the forward SDE is g^2 = -2 sigma^2 dlam."""
+        return _apply(self._dlam, t)
+
+    def network_time(self, t: Time) -> Time:
+        """What a network trained on this schedule takes as its time input; t itself by default."""
+        return t
+
+
+def _apply(function: Callable[[Tensor], Tensor], value: Time) -> Time:
+    if isinstance(value, Tensor):
+        return function(value.to(torch.float64))
+    return float(function(torch.tensor(value, dtype=torch.float64)))
+
+
+class _VariancePreserving(NoiseSchedule):
+    """alpha^2 + sigma^2 = 1; a family only states log(alpha), its derivative and its inverse."""
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * torch.log(-torch.expm1(2 * self._log_alpha(t)))
+
+    @abstractmethod
+    def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor: ...
+
+    def _time(self, lam: Tensor) -> Tensor:
+        return self._time_of_log_alpha(0.5 * torch.nn.functional.logsigmoid(2 * lam))
+
+
+@dataclass(frozen=True)
+class VPLinear(_VariancePreserving):
+    """log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2, for t in [0, 1].
+
+    Raises ValueError unless 0 < beta_min < beta_max.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_min={self.beta_min!r}, beta_max={self.beta_max!r}: "
+                "need 0 < beta_min < beta_max"
+            )
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def _dlog_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * (t * (self.beta_max - self.beta_min) + self.beta_min)
+
+    def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        # The root of (b1 - b0) t^2 / 2 + b0 t = -2 log(alpha), in the form without cancellation.
+        level = -2 * log_alpha
+        slope = self.beta_max - self.beta_min
+        return 2 * level / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * level))
+
+
+@dataclass(frozen=True)
+class VPCosine(NoiseSchedule):
+    """alpha = cos(theta_t) / cos(theta_0) with theta_t = (t + s) / (1 + s) pi / 2, t in [0, 1].
+
+    alpha = 0 at t = 1; sampling starts at t = 0.9946 by default, as is usual for it.
+    Raises ValueError unless s > 0.
+    """
+
+    s: float = 0.008
+    t_start: float = field(default=0.9946, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"s={self.s!r}: need s > 0")
+
+    @property
+    def _theta_0(self) -> float:
+        return self.s / (1 + self.s) * math.pi / 2
+
+    def _rise(self, t: Tensor) -> Tensor:
+        """theta_t - theta_0."""
+        return t / (1 + self.s) * (math.pi / 2)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        # cos(theta_t) as a sine of the complement, which is exact as t -> 1.
+        complement = (1 - t) / (1 + self.s) * (math.pi / 2)
+        return torch.log(torch.sin(complement).clamp(min=0) / math.cos(self._theta_0))
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        # cos^2(theta_0) - cos^2(theta_t) = sin(theta_t - theta_0) sin(theta_t + theta_0)
+        rise = self._rise(t)
+        product = torch.sin(rise) * torch.sin(rise + 2 * self._theta_0)
+        return 0.5 * torch.log(product) - math.log(math.cos(self._theta_0))
+
+    def _dlog_alpha(self, t: Tensor) -> Tensor:
+        complement = (1 - t) / (1 + self.s) * (math.pi / 2)
+        return -(math.pi / 2) / (1 + self.s) / torch.tan(complement)
+
+    def _time(self, lam: Tensor) -> Tensor:
+        cos_0, sin_0 = math.cos(self._theta_0), math.sin(self._theta_0)
+        alpha, sigma2 = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam)
+        sin_t = torch.sqrt(sin_0**2 + sigma2 * cos_0**2)
+        # sin and cos of theta_t - theta_0, each a sum of positive terms
+        sin_rise = cos_0 * sigma2 / (sin_t + alpha * sin_0)
+        cos_rise = alpha * cos_0**2 + sin_t * sin_0
+        return torch.atan2(sin_rise, cos_rise) * (1 + self.s) / (math.pi / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteVP(_VariancePreserving):
+    """N training steps given by their cumulative products; log alpha is linear between them.
+
+    Index i = 0..N-1 sits at t = (i + 1) / N, so t runs over (0, 1] and the network's own time is
+    the (fractional) index N t - 1. Outside the table log alpha is extended linearly. With zero
+    terminal SNR (alphas_cumprod[-1] = 0) alpha is linear on the last interval.
+
+    Parameters
+    ----------
+    alphas_cumprod : N >= 2 values in [0, 1), strictly decreasing; alpha_i = sqrt(alphas_cumprod_i).
+
+    Raises ValueError otherwise. ``DiscreteVP.from_betas`` takes the betas instead.
+    """
+
+    alphas_cumprod: Tensor = field(repr=False)
+    log_alphas: Tensor = field(init=False, repr=False)
+
+    def __init__(self, alphas_cumprod: Tensor | Sequence[float]):
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        self._set(table, 0.5 * torch.log(table))
+
+    @classmethod
+    def from_betas(cls, betas: Tensor | Sequence[float]) -> DiscreteVP:
+        """The schedule of ``betas`` (N values in (0, 1]): alphas_cumprod = cumprod(1 - betas)."""
+        table = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        if table.ndim != 1 or not ((table > 0) & (table <= 1)).all():
+            raise ValueError(f"betas={table!r}: need a 1-D table of values in (0, 1]")
+        schedule = cls.__new__(cls)
+        log_alphas = 0.5 * torch.cumsum(torch.log1p(-table), 0)
+        schedule._set(torch.exp(2 * log_alphas), log_alphas)
+        return schedule
+
+    def _set(self, alphas_cumprod: Tensor, log_alphas: Tensor) -> None:
+        table = alphas_cumprod
+        if table.ndim != 1 or len(table) < 2:
+            raise ValueError(
+                f"alphas_cumprod has shape {tuple(table.shape)}: need a 1-D table of at least 2"
+            )
+        if not ((table >= 0) & (table < 1)).all() or not (log_alphas.diff() < 0).all():
+            raise ValueError("alphas_cumprod must lie in [0, 1) and decrease strictly")
+        object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "log_alphas", log_alphas)
+        object.__setattr__(self, "t_end", 1 / len(table))
+
+    def __repr__(self) -> str:
+        table = self.alphas_cumprod
+        return f"DiscreteVP({len(table)} steps, {table[0]:.6g} .. {table[-1]:.6g})"
+
+    @property
+    def steps(self) -> int:
+        """N, the number of training steps."""
+        return len(self.log_alphas)
+
+    @property
+    def _zero_terminal(self) -> bool:
+        return bool(torch.isneginf(self.log_alphas[-1]))
+
+    def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Left index of the interval that holds t (clamped to the table) and the offset from it."""
+        position = t * self.steps - 1
+        left = position.floor().clamp(0, self.steps - 2).long()
+        return left, position - left
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        table = self.log_alphas.to(t.device)
+        left, offset = self._interval(t)
+        low, high = table[left], table[left + 1]
+        inner = low + offset * torch.where(torch.isneginf(high), 0.0, high - low)
+        last = low + torch.log1p(-offset.clamp(max=1))
+        return torch.where(torch.isneginf(high) & (offset > 0), last, inner).clamp(max=0)
+
+    def _dlog_alpha(self, t: Tensor) -> Tensor:
+        table = self.log_alphas.to(t.device)
+        left, offset = self._interval(t)
+        inner = table[left + 1] - table[left]
+        return self.steps * torch.where(torch.isneginf(inner), -1 / (1 - offset), inner)
+
+    def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        table = self.log_alphas.to(log_alpha.device)
+        right = torch.searchsorted(-table, -log_alpha).clamp(1, self.steps - 1)
+        low, high = table[right - 1], table[right]
+        offset = torch.where(
+            torch.isneginf(high), -torch.expm1(log_alpha - low), (log_alpha - low) / (high - low)
+        )
+        return (right - 1 + offset + 1) / self.steps
+
+    def network_time(self, t: Time) -> Time:
+        """The index N t - 1 of the training step, fractions allowed."""
+        return t * self.steps - 1
+
+
+@dataclass(frozen=True)
+class VarianceExploding(NoiseSchedule):
+    """alpha = 1, sigma = t (Karras et al. 2022): sampling runs from sigma_max to sigma_min.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    t_max: float = field(default=math.inf, init=False, repr=False)
+    default_spacing: str = field(default="karras", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}: "
+                "need 0 < sigma_min < sigma_max"
+            )
+        object.__setattr__(self, "t_start", self.sigma_max)
+        object.__setattr__(self, "t_end", self.sigma_min)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
+
+    def _dlog_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _dlam(self, t: Tensor) -> Tensor:
+        return -1 / t
+
+    def _time(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam)
+
+
+@dataclass(frozen=True)
+class FlowMatching(NoiseSchedule):
+    """alpha = 1 - t, sigma = t: the straight path of flow matching and rectified flow.
+
+    Sampling runs from pure noise at t = 1 (alpha = 0) to the data at t = 0 (sigma = 0). The
+    resolution shift t -> shift t / (1 + (shift - 1) t) is a property of the grid
+    (``make_plan(..., shift=3.0)``), not of the schedule.
+    """
+
+    t_end: float = field(default=0.0, init=False, repr=False)
+    default_spacing: str = field(default="time", init=False, repr=False)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t)
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return torch.log(t)
+
+    def _dlog_alpha(self, t: Tensor) -> Tensor:
+        return -1 / (1 - t)
+
+    def _dlam(self, t: Tensor) -> Tensor:
+        return -1 / (t * (1 - t))
+
+    def _time(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam)
