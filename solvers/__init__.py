@@ -1,7 +1,8 @@
 """Schedules, grids, solvers as tables (plans), and the runner that executes them."""
 
+from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .denoiser import Denoiser
-from .grids import SPACINGS, Grid
+from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
 from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from .prediction import PREDICTIONS
@@ -16,6 +17,7 @@ from .schedules import (
     VPCosine,
     VPLinear,
 )
+from .spacings import SPACINGS
 
 from . import methods  # isort: skip  (fills SOLVERS)
 
@@ -25,12 +27,14 @@ __all__ = [
     "PREDICTIONS",
     "SOLVERS",
     "SPACINGS",
+    "AdaptiveStats",
     "ClassifierFree",
     "Denoiser",
     "DiscreteVP",
     "DynamicThreshold",
     "Evaluation",
     "FlowMatching",
+    "NFELimitError",
     "Grid",
     "Node",
     "Noise",
@@ -49,5 +53,6 @@ __all__ = [
     "reference_solution",
     "run",
     "sample",
+    "sample_adaptive",
     "solver",
 ]

@@ -1,116 +1,22 @@
 r"""Grids: where on the noise schedule a solver puts its nodes.
 
-A `Grid` is a range [t_start, t_end] of a schedule and a spacing, a rule that places n + 1 times
-in any range. Spacings are uniform in some function of t:
-
-    time        t
-    quadratic   sqrt(t)                              (DEIS, DPM-Solver's "time_quadratic")
-    logsnr      lambda                               (DPM-Solver)
-    karras      (sigma/alpha)^(1/rho)                (Karras et al. 2022, eq. 5; rho = 7)
-
-and three that pipelines use on a schedule of N training steps (Lin et al. 2023, table 2):
-``leading``, ``trailing`` and ``linspace`` place the n evaluations on whole training steps, and
-the grid then ends at t_end.
-
-For flow matching the resolution shift t -> shift t / (1 + (shift - 1) t) (Esser et al. 2024,
-eq. 23) moves every node of a spaced grid, i.e. lambda by -log(shift).
+A `Grid` is a range [t_start, t_end] of a schedule and a spacing (see `spacings`), or an explicit
+list of nodes. For flow matching the resolution shift t -> shift t / (1 + (shift - 1) t) (Esser et
+al. 2024, eq. 23) moves every node of a spaced grid, i.e. lambda by -log(shift).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .plan import Node
 from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding
-
-_TRAINING_STEPS = 1000
-
-
-def _time(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
-    return _line(start, end, n)
-
-
-def _quadratic(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
-    return _line(math.sqrt(start), math.sqrt(end), n) ** 2
-
-
-def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
-    lams = schedule.lam(start), schedule.lam(end)
-    for name, time, lam in zip(("t_start", "t_end"), (start, end), lams, strict=True):
-        if not math.isfinite(lam):
-            raise ValueError(
-                f"spacing='logsnr' needs a finite lambda at both ends, but {name}={time!r} has "
-                f"lambda={lam}: choose {name} inside the range, or spacing 'time' or 'karras'"
-            )
-    return schedule.time(_line(*lams, n))
-
-
-def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
-    if schedule.lam(start) == -math.inf:
-        raise ValueError(
-            f"spacing='karras' needs a finite sigma/alpha, but alpha = 0 at t_start={start!r}"
-        )
-    first, last = (math.exp(-schedule.lam(t) / rho) for t in (start, end))
-    return schedule.time(-rho * torch.log(_line(first, last, n)))
-
-
-def _on_training_steps(name: str) -> Callable[..., Tensor]:
-    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
-        steps = schedule.steps if isinstance(schedule, DiscreteVP) else _TRAINING_STEPS
-        if n > steps:
-            raise ValueError(f"nfe={n}: spacing={name!r} has only {steps} training steps")
-        indices = training_steps(
-            name, steps, n, offset=int(name == "leading"), inner=name == "linspace"
-        )
-        # Index i of N sits at the share (i + 1) / N of the range.
-        return torch.as_tensor(np.append((indices + 1.0) / steps * start, end))
-
-    return spacing
-
-
-def _line(start: float, end: float, n: int) -> Tensor:
-    return torch.linspace(start, end, n + 1, dtype=torch.float64)
-
-
-def training_steps(
-    spacing: str, steps: int, n: int, offset: int = 0, inner: bool = False
-) -> np.ndarray:
-    """The n training-step indices (int64, falling) out of ``steps`` that pipelines evaluate.
-
-    leading: multiples of N // n plus ``offset``; trailing: N - k N / n - 1, rounded; linspace:
-    from N - 1 to 0, rounded. With ``inner`` the rule is laid out for n + 1 points of which the
-    smallest is dropped, as multistep schedulers do for leading and linspace.
-    """
-    if spacing == "trailing":
-        return np.round(np.arange(steps, 0, -steps / n)[:n]).astype(np.int64) - 1
-    count = n + 1 if inner else n
-    if spacing == "leading":
-        indices = np.arange(count) * (steps // count) + offset
-    elif spacing == "linspace":
-        indices = np.linspace(0, steps - 1, count).round().astype(np.int64)
-    else:
-        raise ValueError(f"spacing={spacing!r}: choose 'leading', 'trailing' or 'linspace'")
-    return indices[count - n :][::-1].copy()
-
-
-SPACINGS: dict[str, Callable[..., Tensor]] = {
-    "time": _time,
-    "quadratic": _quadratic,
-    "logsnr": _logsnr,
-    "karras": _karras,
-    "leading": _on_training_steps("leading"),
-    "trailing": _on_training_steps("trailing"),
-    "linspace": _on_training_steps("linspace"),
-}
-
-
-_WHOLE_STEPS = ("leading", "trailing", "linspace")
+from .spacings import SPACINGS, WHOLE_STEPS
 
 
 @dataclass(frozen=True)
@@ -122,6 +28,8 @@ class Grid:
     spacing : a key of ``SPACINGS``; ignored if ``explicit`` is given.
     rho : exponent of the karras spacing.
     shift : resolution shift of flow matching; 1 leaves the grid as it is.
+    snap : move the evaluations of a spaced grid to whole training steps (DiscreteVP only), for
+        networks that take integer timesteps; where two fall on one step they spread to the next.
     explicit : the nodes themselves, from noise to data.
 
     Raises ValueError naming the argument that is out of range.
@@ -133,6 +41,7 @@ class Grid:
     spacing: str = "logsnr"
     rho: float = 7.0
     shift: float = 1.0
+    snap: bool = False
     explicit: tuple[Node, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +64,11 @@ class Grid:
             raise ValueError(
                 f"shift={self.shift!r} belongs to FlowMatching, not to {self.schedule!r}"
             )
+        if self.snap and not isinstance(self.schedule, DiscreteVP):
+            raise ValueError(
+                f"snap={self.snap!r} needs whole training steps: a DiscreteVP schedule, not "
+                f"{self.schedule!r}"
+            )
 
     @property
     def intervals(self) -> int | None:
@@ -168,11 +82,13 @@ class Grid:
                 raise ValueError(f"times has {len(self.explicit)} entries: need {n + 1}")
             return list(self.explicit)
         times = SPACINGS[self.spacing](self.schedule, self.t_start, self.t_end, n, self.rho)
-        if self.spacing not in _WHOLE_STEPS:
+        if self.spacing not in WHOLE_STEPS:
             # The ends as they were given, not as a round trip through lambda returns them.
             times[0], times[-1] = self.t_start, self.t_end
         if self.shift != 1:
             times = self.shift * times / (1 + (self.shift - 1) * times)
+        if isinstance(self.schedule, DiscreteVP) and self.snap:
+            times = snapped(self.schedule, times)
         return nodes_at(self.schedule, times)
 
     def between(self, start: Node, end: Node, n: int) -> list[Node]:
@@ -182,13 +98,33 @@ class Grid:
         """
         if n == 1:
             return [start, end]
-        spaced = self.explicit is None and self.spacing not in _WHOLE_STEPS
+        spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
         spacing = SPACINGS[self.spacing if spaced else "logsnr"]
         undo = self.shift if spaced else 1.0
-        ends = (t / (undo - (undo - 1) * t) for t in (start.t, end.t))
-        times = spacing(self.schedule, *ends, n, self.rho)
+        first, last = (t / (undo - (undo - 1) * t) for t in (start.t, end.t))
+        times = spacing(self.schedule, first, last, n, self.rho)
         times = undo * times / (1 + (undo - 1) * times)
+        if isinstance(self.schedule, DiscreteVP) and self.snap:
+            times = snapped(self.schedule, times)
         return [start, *nodes_at(self.schedule, times[1:-1]), end]
+
+
+def snapped(schedule: DiscreteVP, times: Tensor) -> Tensor:
+    """``times`` with all but the last moved to the nearest whole training steps, all different.
+
+    Raises ValueError if there are more times than steps.
+    """
+    steps, count = schedule.steps, len(times) - 1
+    # The smallest whole step above the end; index i sits at (i + 1) / N.
+    least = math.floor(float(times[-1]) * steps + 1e-9)
+    if count > steps - least:
+        raise ValueError(f"snap=True: {count} evaluations do not fit {steps - least} steps")
+    indices = (times[:-1] * steps).round().long() - 1
+    # Push apart upwards from the smallest, then back below the largest that leaves room.
+    rank = torch.arange(count - 1, -1, -1)
+    low = (indices.clamp(min=least) - rank).flip(0).cummax(0).values.flip(0) + rank
+    indices = torch.minimum(low, steps - 1 - torch.arange(count))
+    return torch.cat([(indices + 1).to(torch.float64) / steps, times[-1:]])
 
 
 def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[Node]:

@@ -72,6 +72,7 @@ def make_plan(
     t_end: float | None = None,
     rho: float = 7.0,
     shift: float = 1.0,
+    snap: bool = False,
     denoise_to_zero: bool = False,
     **options: Any,
 ) -> Plan:
@@ -83,7 +84,7 @@ def make_plan(
     nfe : number of network evaluations. Not needed with an explicit grid.
     times, sigmas, lams : an explicit grid, from noise to data: times of the schedule, its own
         sigma_t, or lambda; used exactly as given. At most one.
-    spacing, t_start, t_end, rho, shift : see ``grids``; the defaults are the schedule's.
+    spacing, t_start, t_end, rho, shift, snap : see `Grid`; the defaults are the schedule's.
     denoise_to_zero : end with the data prediction at t_end, one evaluation beyond ``nfe``.
     options : the solver's own, see its docstring.
 
@@ -108,9 +109,9 @@ def make_plan(
         (name, values), *_ = explicit.items()
         ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end}
         clash = [key for key, value in ruled.items() if value is not None]
-        if clash or shift != 1:
+        if clash or shift != 1 or snap:
             raise ValueError(
-                f"{(clash or ['shift'])[0]} was given beside {name}, which is the grid"
+                f"{(clash or ['shift' if shift != 1 else 'snap'])[0]} was given beside {name}, which is the grid"
             )
         place = {"times": nodes_at, "sigmas": nodes_at_sigmas, "lams": nodes_at_lams}[name]
         nodes = tuple(place(schedule, values))
@@ -125,6 +126,7 @@ def make_plan(
             spacing=spacing or schedule.default_spacing,
             rho=rho,
             shift=shift,
+            snap=snap,
         )
     return plan_on_grid(solver, grid, nfe, denoise_to_zero=denoise_to_zero, **options)
 

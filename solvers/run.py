@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Evaluation:
 
 
 Run = Generator[Evaluation, Tensor, Tensor]
+Result = TypeVar("Result")
 
 
 def run(
@@ -122,25 +123,44 @@ def sample(
     _check_plan(plan, prediction)
     source = noise_source(noise)
     differentiable = differentiable or x_T.requires_grad or plan.requires_grad
-    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else _checked(denoise)
     process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
-    finite: list[tuple[float, Tensor]] = []
-    with torch.set_grad_enabled(differentiable), _bar(plan.nfe, progress) as advance:
-        evaluation = next(process)
-        for count in range(1, plan.nfe + 1):
+
+    def watch(evaluation: Evaluation, output: Tensor, count: int) -> None:
+        if callback is not None:
             x, node = evaluation.x, evaluation.node
-            output = evaluate(x, node.t)
-            _check_finite(output, node.t, finite)
-            if callback is not None:
-                out, state = to_data(prediction, node)
-                callback(Step(count, node, x, out * output + state * x, plan))
-            advance()
-            try:
-                evaluation = process.send(output)
-            except StopIteration as stop:
-                result: Tensor = stop.value
-    _raise_not_finite(finite)
-    return result
+            out, state = to_data(prediction, node)
+            callback(Step(count, node, x, out * output + state * x, plan))
+        advance()
+
+    with torch.set_grad_enabled(differentiable), _bar(plan.nfe, progress) as advance:
+        return drive(process, denoise, watch)
+
+
+def drive(
+    process: Generator[Evaluation, Tensor, Result],
+    denoise: Denoiser | Callable[[Tensor, float], Tensor],
+    watch: Callable[[Evaluation, Tensor, int], None] | None = None,
+) -> Result:
+    """The plain loop: call the network wherever ``process`` asks, and return its result.
+
+    ``watch(evaluation, output, count)`` is called after each evaluation, count from 1. Raises
+    ValueError for outputs that are not finite, naming the time.
+    """
+    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else _checked(denoise)
+    finite: list[tuple[float, Tensor]] = []
+    count = 0
+    evaluation = next(process)
+    while True:
+        output = evaluate(evaluation.x, evaluation.node.t)
+        count += 1
+        _check_finite(output, evaluation.node.t, finite)
+        if watch is not None:
+            watch(evaluation, output, count)
+        try:
+            evaluation = process.send(output)
+        except StopIteration as stop:
+            _raise_not_finite(finite)
+            return stop.value
 
 
 def _checked(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:

@@ -1,0 +1,159 @@
+r"""Spacings: rules that place n + 1 times between the ends of a schedule.
+
+Most are uniform in some function of t,
+
+    time          t
+    quadratic     sqrt(t)                        (DEIS; DPM-Solver's "time_quadratic")
+    logsnr        lambda                         (DPM-Solver); also called "exponential", since
+                                                 it is uniform in log(sigma / alpha)
+    karras        (sigma / alpha)^(1 / rho)      (Karras et al. 2022, eq. 5; rho = 7)
+
+three are those of pipelines on a schedule of N training steps (Lin et al. 2023, table 2), which
+put the n evaluations on whole steps and then end at t_end,
+
+    leading, trailing, linspace
+
+and the others are quantiles or tables of sigma / alpha:
+
+    beta          quantiles of Beta(0.6, 0.6) between the ends (Lee et al. 2024)
+    ays-sd15, ays-sdxl, ays-svd
+                  "Align Your Steps" (Sabour et al. 2024): the published ten-step tables for
+                  Stable Diffusion 1.5, XL and Video, log-linear between their entries and
+                  stretched in lambda to the ends asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .schedules import DiscreteVP, NoiseSchedule
+
+Spacing = Callable[[NoiseSchedule, float, float, int, float], Tensor]
+"""(schedule, t_start, t_end, n, rho) -> n + 1 falling times."""
+
+_TRAINING_STEPS = 1000
+
+
+def _time(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    return _line(start, end, n)
+
+
+def _quadratic(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    return _line(math.sqrt(start), math.sqrt(end), n) ** 2
+
+
+def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    first, last = _finite_lams("logsnr", schedule, start, end)
+    return schedule.time(_line(first, last, n))
+
+
+def _finite_lams(
+    name: str, schedule: NoiseSchedule, start: float, end: float
+) -> tuple[float, float]:
+    lams = schedule.lam(start), schedule.lam(end)
+    for argument, time, lam in zip(("t_start", "t_end"), (start, end), lams, strict=True):
+        if not math.isfinite(lam):
+            raise ValueError(
+                f"spacing={name!r} needs a finite lambda at both ends, but {argument}={time!r} "
+                f"has lambda={lam}: choose {argument} inside the range, or spacing='time'"
+            )
+    return lams
+
+
+def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    if schedule.lam(start) == -math.inf:
+        raise ValueError(
+            f"spacing='karras' needs a finite sigma/alpha, but alpha = 0 at t_start={start!r}"
+        )
+    first, last = (math.exp(-schedule.lam(t) / rho) for t in (start, end))
+    return schedule.time(-rho * torch.log(_line(first, last, n)))
+
+
+def _beta(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    from scipy.stats import beta
+
+    _finite_lams("beta", schedule, start, end)
+    first, last = (math.exp(-schedule.lam(t)) for t in (start, end))
+    shares = beta.ppf(np.linspace(1, 0, n + 1), 0.6, 0.6)
+    return schedule.time(-torch.log(last + (first - last) * torch.as_tensor(shares)))
+
+
+# Sabour et al. 2024, "Align Your Steps", the tables of the authors' release: sigma / alpha.
+_AYS = {
+    "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def _align_your_steps(name: str) -> Spacing:
+    table = -np.log(_AYS[name])
+
+    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+        first, last = _finite_lams(name, schedule, start, end)
+        knots = np.linspace(0, 1, len(table))
+        lams = np.interp(np.linspace(0, 1, n + 1), knots, table)
+        stretched = first + (last - first) * (lams - table[0]) / (table[-1] - table[0])
+        return schedule.time(torch.as_tensor(stretched))
+
+    return spacing
+
+
+def _on_training_steps(name: str) -> Spacing:
+    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+        steps = schedule.steps if isinstance(schedule, DiscreteVP) else _TRAINING_STEPS
+        if n > steps:
+            raise ValueError(f"nfe={n}: spacing={name!r} has only {steps} training steps")
+        indices = training_steps(
+            name, steps, n, offset=int(name == "leading"), inner=name == "linspace"
+        )
+        # Index i of N sits at the share (i + 1) / N of the range.
+        return torch.as_tensor(np.append((indices + 1.0) / steps * start, end))
+
+    return spacing
+
+
+def _line(start: float, end: float, n: int) -> Tensor:
+    return torch.linspace(start, end, n + 1, dtype=torch.float64)
+
+
+def training_steps(
+    spacing: str, steps: int, n: int, offset: int = 0, inner: bool = False
+) -> np.ndarray:
+    """The n training-step indices (int64, falling) out of ``steps`` that pipelines evaluate.
+
+    leading: multiples of N // n plus ``offset``; trailing: N - k N / n - 1, rounded; linspace:
+    from N - 1 to 0, rounded. With ``inner`` the rule is laid out for n + 1 points of which the
+    smallest is dropped, as multistep schedulers do for leading and linspace.
+    """
+    if spacing == "trailing":
+        return np.round(np.arange(steps, 0, -steps / n)[:n]).astype(np.int64) - 1
+    count = n + 1 if inner else n
+    if spacing == "leading":
+        indices = np.arange(count) * (steps // count) + offset
+    elif spacing == "linspace":
+        indices = np.linspace(0, steps - 1, count).round().astype(np.int64)
+    else:
+        raise ValueError(f"spacing={spacing!r}: choose 'leading', 'trailing' or 'linspace'")
+    return indices[count - n :][::-1].copy()
+
+
+WHOLE_STEPS = ("leading", "trailing", "linspace")
+
+SPACINGS: dict[str, Spacing] = {
+    "time": _time,
+    "quadratic": _quadratic,
+    "logsnr": _logsnr,
+    "exponential": _logsnr,
+    "karras": _karras,
+    "beta": _beta,
+    "leading": _on_training_steps("leading"),
+    "trailing": _on_training_steps("trailing"),
+    "linspace": _on_training_steps("linspace"),
+    **{name: _align_your_steps(name) for name in _AYS},
+}
