@@ -14,16 +14,15 @@ write its function and decorate it with ``@family("name")``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from logsnr.solvers import (
-    SOLVERS,
     Denoiser,
     DiscreteVP,
     FlowMatching,
@@ -34,6 +33,7 @@ from logsnr.solvers import (
     VPLinear,
     make_plan,
     sample,
+    sample_adaptive,
 )
 
 Array = NDArray[np.float64]
@@ -75,6 +75,8 @@ class Recipe:
     snap : the schedule's time t of a node -> the time at which the official code asks the network
         there, for codes that round it. The network of the comparison answers for that time.
     x_T : start states in our convention, where the official one is scaled.
+    call_tolerance : relative tolerance on the times of the calls; wider only for adaptive steps,
+        whose controller divides by a difference of two solutions and so magnifies rounding.
     """
 
     run: Callable[[Denoiser, Tensor], Tensor]
@@ -83,6 +85,7 @@ class Recipe:
     called_at: Array | None = None
     snap: Callable[[float], float] | None = None
     x_T: Array | None = None
+    call_tolerance: float = 1e-9
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,117 @@ def family(name: str) -> Callable[[Callable[[Case], Answer]], Callable[[Case], A
 def of_plan(plan: Plan, noise: Any = None) -> Callable[[Denoiser, Tensor], Tensor]:
     """``Recipe.run`` of a plan."""
     return lambda denoise, x_T: sample(denoise, x_T, plan, noise=noise)
+
+
+def schedule_of(case: Case) -> NoiseSchedule:
+    """The schedule a case names, as the folder's README defines it; ValueError for another."""
+    if case.schedule == "vp_discrete":
+        return DiscreteVP.from_betas(torch.as_tensor(case.tables["vp_discrete/betas"]))
+    schedules: dict[str, NoiseSchedule] = {
+        "vp_linear": VPLinear(beta_min=0.1, beta_max=20.0),
+        "vp_cosine": VPCosine(s=0.008),
+        "edm": VarianceExploding(0.002, 80.0),
+        "flow": FlowMatching(),
+    }
+    if case.schedule not in schedules:
+        raise ValueError(
+            f"schedule={case.schedule!r}: choose one of vp_discrete, {', '.join(schedules)}"
+        )
+    return schedules[case.schedule]
+
+
+_SPACINGS = {
+    "logSNR": "logsnr",
+    "time_uniform": "time",
+    "time_quadratic": "quadratic",
+    "edm": "karras",
+}
+
+
+def _plan(case: Case, solver: str, **options: Any) -> Recipe:
+    """A solver of ours on the grid that the codes of the DPM-Solver lineage take."""
+    config, schedule = case.config, schedule_of(case)
+    plan = make_plan(
+        solver,
+        schedule,
+        nfe=config["steps"],
+        spacing=_SPACINGS[config["skip_type"]],
+        t_start=config["t_start"],
+        t_end=config["t_end"],
+        denoise_to_zero=config.get("denoise_to_zero", False),
+        **options,
+    )
+    return Recipe(of_plan(plan), schedule)
+
+
+def _dpm_solver(case: Case, lower_order_final: bool) -> Answer:
+    config = case.config
+    if config["method"] == "adaptive":
+        return _adaptive(case)
+    return _plan(
+        case,
+        {"dpmsolver": "dpm-solver", "dpmsolver++": "dpm-solver++"}[config["algorithm_type"]],
+        order=config["order"],
+        steps=config["method"],
+        solver_type=config["solver_type"],
+        lower_order_final=lower_order_final,
+    )
+
+
+def _adaptive(case: Case) -> Recipe:
+    config, schedule = case.config, schedule_of(case)
+    names = ("order", "solver_type", "t_start", "t_end", "atol", "rtol", "h_init", "theta", "t_err")
+    options = {name: config[name] for name in names if name in config}
+    space = {"dpmsolver": "noise", "dpmsolver++": "data"}[config["algorithm_type"]]
+
+    def run(denoise: Denoiser, x_T: Tensor) -> Tensor:
+        return sample_adaptive(denoise, x_T, schedule, space=space, **options)[0]
+
+    return Recipe(run, schedule, call_tolerance=1e-5)
+
+
+@family("dpm_solver")
+def dpm_solver(case: Case) -> Answer:
+    """LuChengTHU/dpm-solver, which lowers the final order only below ten steps."""
+    config = case.config
+    return _dpm_solver(case, config.get("lower_order_final", True) and config["steps"] < 10)
+
+
+@family("unipc")
+def unipc(case: Case) -> Answer:
+    """wl-zhao/UniPC."""
+    config = case.config
+    return _plan(
+        case,
+        "unipc",
+        order=config["order"],
+        variant=config["variant"],
+        space="data" if config["predict_x0"] else "noise",
+        lower_order_final=config["lower_order_final"],
+        weights="published",
+    )
+
+
+@family("edm_thuml")
+def edm_thuml(case: Case) -> Answer:
+    """The EDM code base of thu-ml/DPM-Solver-v3: its copies of DPM-Solver and UniPC, and Heun."""
+    if case.function.startswith("DPM_Solver"):
+        return _dpm_solver(case, case.config.get("lower_order_final", True))
+    if case.function.startswith("UniPC"):
+        return unipc(case)
+    # Heun: an odd number of steps ends with an Euler step to sigma = 0, the data prediction.
+    odd = case.config["steps"] % 2
+    config = {**case.config, "steps": case.config["steps"] - odd, "denoise_to_zero": bool(odd)}
+    return _plan(replace(case, config=config), "heun")
+
+
+@family("dpm_solver_v3")
+def dpm_solver_v3(case: Case) -> Answer:
+    """thu-ml/DPM-Solver-v3."""
+    return Unsupported("DPM-Solver-v3 is not among the solvers yet")
+
+
+@family("paradigms")
+def paradigms(case: Case) -> Answer:
+    """AndyShih12/paradigms."""
+    return Unsupported("parallel sampling is not there yet")

@@ -1,6 +1,7 @@
 """Schedules, grids, solvers as tables (plans), and the runner that executes them."""
 
 from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
+from .bibliography import cite
 from .denoiser import Denoiser
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
@@ -47,6 +48,7 @@ __all__ = [
     "VPCosine",
     "VPLinear",
     "VarianceExploding",
+    "cite",
     "make_plan",
     "methods",
     "plan_on_grid",

@@ -175,7 +175,8 @@ def adaptive(
             raise NFELimitError(state.to(dtype), start.t, nfe, max_nfe)
         lams = [start.lam + r * h for r in (*INNER[order], 1.0)]
         nodes = [start, *(_node(schedule, schedule.time(lam)) for lam in lams)]
-        at, outputs = state, []
+        at = state
+        outputs: list[Tensor] = []
         for index, node in enumerate(nodes[:-1]):
             if index:
                 at = _combine(stages(space, nodes, 0, range(index), solver_type), state, outputs)

@@ -150,5 +150,7 @@ def check_start(x_T: Tensor, denoise: Any) -> None:
         raise ValueError(f"denoise={denoise!r}: need a Denoiser or a function (x, t) -> x0")
     if isinstance(denoise, Denoiser):
         denoise.check_input(x_T, "x_T")
+    if x_T.is_meta:
+        raise ValueError("x_T is on device meta: need a device that holds values")
     if not torch.isfinite(x_T).all():
         raise ValueError("x_T has values that are not finite: need finite start states")

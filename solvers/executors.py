@@ -22,38 +22,56 @@ from .plan import Coefficient, Plan
 from .prediction import to_target
 
 
-class Term(NamedTuple):
-    """How an evaluated row enters the block of outputs: stored = (first) + ratio * (second)."""
+class Store(NamedTuple):
+    """How the output of an evaluated row enters the block: first + ratio * second."""
 
-    scale: float  # g = scale * stored
-    ratio: float
-    state_first: bool  # stored = x + ratio * out, otherwise out + ratio * x
     slot: int
+    ratio: float
+    state_first: bool  # x + ratio * out, otherwise out + ratio * x
+
+
+class Sum(NamedTuple):
+    """How a row is summed: a * state + (block weighted) + the rest."""
+
+    state: int | None
+    a: float
+    others: tuple[tuple[int, float], ...]  # further states, in general none
+    outputs: bool
+    extra: bool  # an offset or noise
 
 
 @dataclass(frozen=True)
 class Program:
-    """What `FusedRows` needs of a plan for one prediction type; computed once."""
+    """A plan for one prediction type as `FusedRows` runs it; computed once."""
 
-    terms: dict[int, Term]
+    sums: tuple[Sum, ...]
+    stores: tuple[Store | None, ...]
     weights: Tensor  # (rows, slots) float64
-    states: tuple[tuple[tuple[int, float], ...], ...]  # of each row: the A's
-    last_use: tuple[int, ...]  # of each row's state, by later rows
+    spent: tuple[tuple[int, ...], ...]  # states that nothing needs once row k is evaluated
     slots: int
+
+
+def last_uses(plan: Plan) -> tuple[list[int], list[int]]:
+    """For every row, the last row that needs its state and the last that needs its output."""
+    states, outputs = list(range(len(plan.rows))), list(range(len(plan.rows)))
+    for k, row in enumerate(plan.rows):
+        for j, _ in row.states:
+            states[j] = k
+        for j, _ in row.outputs:
+            outputs[j] = k
+    return states, outputs
 
 
 @lru_cache(maxsize=256)
 def compile_plan(plan: Plan, prediction: str) -> Program:
-    """Assign every evaluated row a slot, freed after its last use, and fold the conversions in."""
+    """Assign every evaluated row a slot, freed after its last use, and fold the conversions in.
+
+    g = P out + Q x is stored as x + (P/Q) out, one fused operation, and Q goes into the weights.
+    """
     rows = plan.rows
-    output_use = {k: k for k in plan.evaluated}
-    state_use = list(range(len(rows)))
-    for k, row in enumerate(rows):
-        for j, _ in row.outputs:
-            output_use[j] = k
-        for j, _ in row.states:
-            state_use[j] = k
-    terms: dict[int, Term] = {}
+    state_use, output_use = last_uses(plan)
+    stores: list[Store | None] = [None] * len(rows)
+    scales: dict[int, float] = {}
     busy_until: list[int] = []
     for k in plan.evaluated:
         free = (s for s, until in enumerate(busy_until) if until <= k)
@@ -62,16 +80,25 @@ def compile_plan(plan: Plan, prediction: str) -> Program:
         target = rows[k].target
         assert target is not None
         out, state = (float(c) for c in to_target(prediction, rows[k].node, target))
-        if abs(state) * 1e6 > abs(out):
-            terms[k] = Term(state, out / state, True, slot)
-        else:
-            terms[k] = Term(out, state / out, False, slot)
+        state_first = abs(state) * 1e6 > abs(out)
+        scales[k] = state if state_first else out
+        stores[k] = Store(slot, out / state if state_first else state / out, state_first)
     weights = torch.zeros(len(rows), max(1, len(busy_until)), dtype=torch.float64)
+    sums = []
     for k, row in enumerate(rows):
         for j, b in row.outputs:
-            weights[k, terms[j].slot] += float(b) * terms[j].scale
-    states = tuple(tuple((j, float(a)) for j, a in row.states) for row in rows)
-    return Program(terms, weights, states, tuple(state_use), weights.shape[1])
+            store = stores[j]
+            assert store is not None
+            weights[k, store.slot] += float(b) * scales[j]
+        states = tuple((j, float(a)) for j, a in row.states)
+        first, a = states[0] if states else (None, 0.0)
+        sums.append(Sum(first, a, states[1:], bool(row.outputs), bool(row.noise or row.offset)))
+    spent: list[tuple[int, ...]] = [()] * len(rows)
+    alive = set(range(len(rows)))
+    for k in plan.evaluated:
+        spent[k] = tuple(j for j in range(k + 1) if j in alive and state_use[j] <= k)
+        alive.difference_update(spent[k])
+    return Program(tuple(sums), tuple(stores), weights, tuple(spent), weights.shape[1])
 
 
 class FusedRows:
@@ -79,12 +106,13 @@ class FusedRows:
 
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
         self.plan = plan
-        self.program = compile_plan(plan, prediction)
+        self.program = program = compile_plan(plan, prediction)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.block = torch.zeros(self.program.slots, x.numel(), dtype=dtype, device=x.device)
+        self.block = torch.zeros(program.slots, x.numel(), dtype=dtype, device=x.device)
+        self.flat = self.block[0]
         self.columns = self.block.t()
         self.slots = [slot.view(x.shape) for slot in self.block]
-        self.weights = self.program.weights.to(x.device, dtype).unbind()
+        self.weights = program.weights.to(x.device, dtype).unbind()
         self.states: dict[int, Tensor] = {}
         self.shape = x.shape
         self.drawn: list[Tensor] = []
@@ -94,34 +122,35 @@ class FusedRows:
         return self.states[0]
 
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
-        row = self.plan.rows[k]
-        self.drawn = [draw(term, self.slots[0]) for term in row.noise]
-        result = self._sum(k)
-        self.states[k] = result
+        if self.program.sums[k].extra:
+            self.drawn = [draw(term, self.slots[0]) for term in self.plan.rows[k].noise]
+        result = self.states[k] = self._sum(k)
         return result
 
     def _sum(self, k: int) -> Tensor:
-        row, weights = self.plan.rows[k], self.weights[k]
-        if states := self.program.states[k]:
-            (j, a), *others = states
-            base = self.states[j].reshape(-1)
-            if row.outputs:
-                result = torch.addmv(base, self.columns, weights, beta=a).view(self.shape)
-            else:
-                result = (base * a).view(self.shape)
-            for j, a in others:
-                result.add_(self.states[j], alpha=a)
+        state, a, others, outputs, extra = self.program.sums[k]
+        # Under autocast these would run in half precision, unless they are told where to write.
+        flat = torch.empty_like(self.flat)
+        if state is None:
+            torch.mv(self.columns, self.weights[k], out=flat)
+        elif outputs:
+            base = self.states[state].reshape(-1)
+            torch.addmv(base, self.columns, self.weights[k], beta=a, out=flat)
         else:
-            result = torch.mv(self.columns, weights).view(self.shape)
-        if row.offset:
+            torch.mul(self.states[state].reshape(-1), a, out=flat)
+        result = flat.view(self.shape)
+        for j, a in others:
+            result.add_(self.states[j], alpha=a)
+        if extra:
+            row = self.plan.rows[k]
             result.add_(row.offset)
-        for term, z in zip(row.noise, self.drawn, strict=True):
-            result.add_(z, alpha=term.scale)
+            for term, z in zip(row.noise, self.drawn, strict=True):
+                result.add_(z, alpha=term.scale)
         return result
 
     def edit(self, k: int, edited: Tensor) -> None:
         # Nothing was stored since row k was computed, so its old value can be computed again.
-        others = [j for j in self.states if j != k and self.program.last_use[j] > k]
+        others = [j for j in self.states if j != k and j not in self.program.spent[k]]
         if others:
             difference = edited - self._sum(k)
             for j in others:
@@ -129,16 +158,18 @@ class FusedRows:
         self.states[k] = edited
 
     def evaluate(self, k: int, output: Tensor) -> None:
-        x, (_, ratio, state_first, slot) = self.states[k], self.program.terms[k]
-        stored = self.slots[slot]
+        store = self.program.stores[k]
+        assert store is not None
+        slot, ratio, state_first = store
+        x, stored = self.states[k], self.slots[slot]
         if ratio == 0:
             stored.copy_(x if state_first else output)
         elif state_first:
             torch.add(x, output, alpha=ratio, out=stored)
         else:
             torch.add(output, x, alpha=ratio, out=stored)
-        last_use = self.program.last_use
-        self.states = {j: state for j, state in self.states.items() if last_use[j] > k}
+        for j in self.program.spent[k]:
+            self.states.pop(j, None)
 
 
 class TensorRows:
@@ -147,38 +178,38 @@ class TensorRows:
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
         self.plan = plan
         self.prediction = prediction
-        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.device = x.device
+        self.like = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        self.state_use, self.output_use = last_uses(plan)
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self.drawn: list[Tensor] = []
 
     def start(self, x: Tensor) -> Tensor:
-        self.states[0] = x.to(self.dtype)
-        return self.states[0]
+        self.states[0] = self.like
+        return self.like
 
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
-        row = self.plan.rows[k]
-        self.drawn = [draw(term, self.states[0]) for term in row.noise]
-        self.states[k] = self._sum(k)
-        return self.states[k]
+        self.drawn = [draw(term, self.like) for term in self.plan.rows[k].noise]
+        result = self.states[k] = self._sum(k)
+        return result
 
     def _sum(self, k: int) -> Tensor:
         row = self.plan.rows[k]
-        result = torch.zeros_like(self.states[0])
+        result = torch.zeros_like(self.like) + self._to(row.offset)
         for j, a in row.states:
             result = result + self._to(a) * self.states[j]
         for j, b in row.outputs:
             result = result + self._to(b) * self.outputs[j]
         for term, z in zip(row.noise, self.drawn, strict=True):
             result = result + term.scale * z
-        return result + self._to(row.offset)
+        return result
 
     def edit(self, k: int, edited: Tensor) -> None:
         if k > 0:
             difference = edited - self._sum(k)
-            for j in [j for j in self.states if j != k]:
-                self.states[j] = self.states[j] + transport(self.plan, k, j) * difference
+            for j in self.states:
+                if j != k:
+                    self.states[j] = self.states[j] + transport(self.plan, k, j) * difference
         self.states[k] = edited
 
     def evaluate(self, k: int, output: Tensor) -> None:
@@ -186,10 +217,12 @@ class TensorRows:
         assert target is not None
         out, state = to_target(self.prediction, self.plan.rows[k].node, target)
         x = self.states[k]
-        self.outputs[k] = self._to(out) * output.to(self.dtype) + self._to(state) * x
+        self.outputs[k] = self._to(out) * output.to(x.dtype) + self._to(state) * x
+        self.states = {j: x for j, x in self.states.items() if self.state_use[j] > k}
+        self.outputs = {j: g for j, g in self.outputs.items() if self.output_use[j] > k}
 
     def _to(self, value: Coefficient) -> Coefficient:
-        return value.to(self.device, self.dtype) if isinstance(value, Tensor) else value
+        return value.to(self.like.device, self.like.dtype) if isinstance(value, Tensor) else value
 
 
 def transport(plan: Plan, k: int, j: int) -> float:

@@ -94,12 +94,14 @@ class Grid:
     def between(self, start: Node, end: Node, n: int) -> list[Node]:
         """``start``, n - 1 nodes between, ``end``: the grid's own spacing where it has one.
 
-        An explicit grid and the training-step spacings put inner nodes uniformly in lambda.
+        An explicit grid and the training-step spacings put inner nodes uniformly in lambda, or in
+        t where lambda is infinite at an end.
         """
         if n == 1:
             return [start, end]
         spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
-        spacing = SPACINGS[self.spacing if spaced else "logsnr"]
+        finite = math.isfinite(start.lam) and math.isfinite(end.lam)
+        spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]
         undo = self.shift if spaced else 1.0
         first, last = (t / (undo - (undo - 1) * t) for t in (start.t, end.t))
         times = spacing(self.schedule, first, last, n, self.rho)
@@ -141,9 +143,11 @@ def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[N
 def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at the schedule's own noise scales sigma_t (for VP these lie in [0, 1])."""
     values = torch.as_tensor(sigmas, dtype=torch.float64)
+    if values.ndim != 1 or not (values.diff() < 0).all():
+        raise ValueError(f"sigmas={_brief(values)}: need a strictly falling list (noise to data)")
     if isinstance(schedule, VarianceExploding | FlowMatching):
         return nodes_at(schedule, values)
-    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+    if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
             f"sigmas={_brief(values)}: need the schedule's sigma_t, in [0, 1]; for the ratio "
             "sigma/alpha of Karras et al. pass lams=-log(ratio)"
@@ -155,10 +159,13 @@ def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -
 def nodes_at_lams(schedule: NoiseSchedule, lams: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at given lambda, which must rise strictly; +inf is sigma = 0."""
     values = torch.as_tensor(lams, dtype=torch.float64)
-    if values.ndim != 1 or values.isnan().any():
-        raise ValueError(f"lams={_brief(values)}: need a list of numbers")
+    if values.ndim != 1 or not (values.diff() > 0).all():
+        raise ValueError(f"lams={_brief(values)}: need a strictly rising list (noise to data)")
     times = schedule.time(values)
     times[torch.isposinf(values)] = 0.0
+    if not (times <= schedule.t_max * (1 + 1e-12)).all():
+        least = schedule.lam(schedule.t_max)
+        raise ValueError(f"lams={_brief(values)}: need at least {least:.6g}, that of t_max")
     return nodes_at(schedule, times)
 
 

@@ -44,6 +44,20 @@ def noise_source(noise: NoiseSource | torch.Generator | Sequence | None) -> Nois
     )
 
 
+def check_noise(noise: object, terms: int, x: Tensor) -> None:
+    """Raise ValueError if a sequence does not fit ``terms`` noise terms on states x (B, *event)."""
+    if terms == 0 or not isinstance(noise, Sequence):
+        return
+    if isinstance(noise[0], int) and len(noise) != len(x):
+        raise ValueError(f"noise has {len(noise)} seeds: need one a sample, {len(x)}")
+    if isinstance(noise[0], Tensor):
+        if len(noise) < terms:
+            raise ValueError(f"noise has {len(noise)} tensors: the plan has {terms} noise terms")
+        for z in noise[:terms]:
+            if z.shape != x.shape:
+                raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(x.shape)}")
+
+
 def _draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

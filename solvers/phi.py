@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 
-_SERIES_TERMS = 24
+_SERIES_TERMS = 32
 
 
 def phi(k: int, z: float) -> float:
     """phi_k(z) for k >= 1; phi_k(-inf) = 0."""
     if z == -math.inf:
         return 0.0
-    if abs(z) < 1.0:
-        # The recurrence loses digits like eps / z^k near 0; the Taylor series loses none.
+    if abs(z) < max(1.0, k / 2):
+        # The recurrence loses digits like eps k! / z^k; the Taylor series loses none.
         term = 1.0 / math.factorial(k)
         total = term
         for n in range(1, _SERIES_TERMS):

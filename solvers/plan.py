@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -224,7 +224,11 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan written by ``save``; it is validated anew. ValueError for another file."""
-        with safe_open(path, framework="pt") as file:
+        try:
+            opened = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"path={str(path)!r} is not a saved plan: {error}") from error
+        with opened as file:
             body = json.loads((file.metadata() or {}).get("plan", "{}"))
             if body.get("format") != _FORMAT:
                 raise ValueError(f"path={str(path)!r} is not a saved plan ({_FORMAT})")
@@ -264,7 +268,7 @@ def validate(plan: Plan) -> None:
         raise ValueError("no row is evaluated: the plan never calls the network")
     if rows[-1].evaluated:
         raise ValueError("the last row is the sample: evaluating it would be wasted")
-    for k, row in enumerate(rows[1:], start=1):
+    for k, row in enumerate(rows):
         for name, entries in (("states", row.states), ("outputs", row.outputs)):
             for j, _ in entries:
                 if not 0 <= j < k:
@@ -272,8 +276,8 @@ def validate(plan: Plan) -> None:
                 if name == "outputs" and not rows[j].evaluated:
                     raise ValueError(f"row {k}: outputs refers to row {j}, which is not evaluated")
         plain = [c for c in _numbers(row) if not isinstance(c, Tensor)]
-        if not all(map(math.isfinite, [*plain, *(n.scale for n in row.noise)])):
-            raise ValueError(f"row {k} has a coefficient that is not finite: {row}")
+        if not all(map(math.isfinite, [*row.node, *plain, *(n.scale for n in row.noise)])):
+            raise ValueError(f"row {k} has a number that is not finite: {row}")
     if plan.consistent:
         for k in range(1, len(rows)):
             residual = identity_residual(rows, k)
@@ -330,6 +334,8 @@ def table(plan: Plan) -> str:
     for k, row in enumerate(plan.rows):
         terms = [f"{_show(a)} x{j}" for j, a in row.states]
         terms += [f"{_show(b)} g{j}" for j, b in row.outputs]
+        if isinstance(row.offset, Tensor) or row.offset:
+            terms.append(_show(row.offset))
         terms += [f"{_show(n.scale)} z" for n in row.noise]
         node = row.node
         cells = (f"{v:.6g}" for v in (node.t, node.lam, node.alpha, node.sigma))

@@ -14,23 +14,27 @@ from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
 
 Build = Callable[..., Plan]
+Metadata = Callable[[Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
 class Solver:
     """A solver as the registry knows it.
 
-    ``build(grid, nfe, **options)`` makes the plan. ``order`` maps the full set of options to the
-    order of the method for a deterministic run; ``nfe_per_step`` is the cost of a full step;
-    ``paper`` is a key of the bibliography.
+    ``build(grid, nfe, **options)`` makes the plan. ``order`` and ``nfe_per_step`` map the full set
+    of options to the order of a deterministic run and to the cost of a full step. ``spaces`` are
+    the predictions that its rows can combine; ``finite_lambda`` says that it cannot start at
+    alpha = 0 or end at sigma = 0; ``paper`` is a key of the bibliography (see ``cite``).
     """
 
     name: str
     build: Build
-    order: Callable[[Mapping[str, Any]], int]
-    nfe_per_step: int
+    order: Metadata
+    nfe_per_step: Metadata
     title: str
     paper: str
+    spaces: tuple[str, ...]
+    finite_lambda: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -45,15 +49,18 @@ SOLVERS: dict[str, Solver] = {}
 def solver(
     name: str,
     *,
-    order: Callable[[Mapping[str, Any]], int],
-    nfe_per_step: int,
+    order: Metadata,
+    nfe_per_step: Metadata | int = 1,
     title: str,
     paper: str,
+    spaces: tuple[str, ...] = ("data", "noise"),
+    finite_lambda: bool = False,
 ) -> Callable[[Build], Build]:
-    """Register the decorated function (grid, nfe, *, options) -> Plan under ``name``."""
+    """Register the decorated function (grid, nfe, *, options) -> Plan; see `Solver`."""
+    cost = nfe_per_step if callable(nfe_per_step) else lambda options: nfe_per_step
 
     def register(build: Build) -> Build:
-        SOLVERS[name] = Solver(name, build, order, nfe_per_step, title, paper)
+        SOLVERS[name] = Solver(name, build, order, cost, title, paper, spaces, finite_lambda)
         return build
 
     return register
@@ -97,6 +104,8 @@ def make_plan(
             f"{unknown[0]}={options[unknown[0]]!r} is not an option of {solver!r}: it has "
             f"{', '.join(sorted(entry.defaults)) or 'none'}"
         )
+    for key, value in options.items():
+        check_kind(key, value, entry.defaults[key])
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule, such as VPLinear()")
     if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
@@ -107,14 +116,15 @@ def make_plan(
         raise ValueError(f"{' and '.join(explicit)} were given: choose one explicit grid")
     if explicit:
         (name, values), *_ = explicit.items()
-        ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end}
-        clash = [key for key, value in ruled.items() if value is not None]
-        if clash or shift != 1 or snap:
-            raise ValueError(
-                f"{(clash or ['shift' if shift != 1 else 'snap'])[0]} was given beside {name}, which is the grid"
-            )
+        ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end, "snap": snap or None}
+        ruled |= {"shift": None if shift == 1 else shift, "rho": None if rho == 7 else rho}
+        for key, value in ruled.items():
+            if value is not None:
+                raise ValueError(f"{key}={value!r} was given beside {name}, which is the grid")
         place = {"times": nodes_at, "sigmas": nodes_at_sigmas, "lams": nodes_at_lams}[name]
         nodes = tuple(place(schedule, values))
+        if len(nodes) < 2:
+            raise ValueError(f"{name} has {len(nodes)} entries: need at least 2")
         grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes)
     else:
         if nfe is None:
@@ -151,7 +161,7 @@ def plan_on_grid(
 def find_solver(name: str) -> Solver:
     """The registered solver, or ValueError naming the choices."""
 
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise ValueError(f"solver={name!r}: choose one of {', '.join(sorted(SOLVERS))}")
     return SOLVERS[name]
 
@@ -185,3 +195,14 @@ def check_order(order: Any, choices: Container[int]) -> None:
     """ValueError unless ``order`` is a whole number among ``choices``."""
     if isinstance(order, bool) or not isinstance(order, int) or order not in choices:
         raise ValueError(f"order={order!r}: need a whole number in {choices}")
+
+
+def check_kind(name: str, value: Any, default: Any) -> None:
+    """ValueError unless ``value`` is of the kind of an option whose default is ``default``."""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    for kind, words in kinds.items():
+        if isinstance(default, kind):
+            fits = isinstance(value, int | float if kind is float else kind)
+            if not fits or isinstance(value, bool) is not (kind is bool):
+                raise ValueError(f"{name}={value!r}: need {words}")
+            return

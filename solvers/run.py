@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, check_start
 from .executors import FusedRows, TensorRows
-from .noise import NoiseSource, noise_source
+from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
 from .prediction import check_prediction, to_data, to_target
 
@@ -26,7 +26,8 @@ class Evaluation:
     """A request to call the network at state ``x`` (B, *event) and ``node``.
 
     A driver that changed the state since it was handed out (inpainting, callbacks) puts the
-    changed tensor into ``x``, or changes it in place: the run carries the edit on.
+    changed tensor into ``x``, or changes it in place: the run carries the edit on. (Under
+    ``torch.inference_mode`` changes in place cannot be seen: put the tensor into ``x``.)
     """
 
     x: Tensor
@@ -57,24 +58,33 @@ def run(
     """
     check_prediction(prediction)
     draw = noise or noise_source(None)
-    executor = (TensorRows if differentiable or not plan.numeric else FusedRows)(
-        plan, prediction, x
-    )
+    fused = plan.numeric and not differentiable
+    executor = (FusedRows if fused else TensorRows)(plan, prediction, x)
     handed, precise = x, executor.start(x)
+    as_given = precise.dtype == x.dtype
     for k, row in enumerate(plan.rows):
         if k > 0:
             precise = executor.combine(k, draw)
-            if row.target is None:
-                continue
-            handed = precise.to(x.dtype)
-        version = handed._version
+        if row.target is None:
+            continue
+        if k > 0:
+            handed = precise if as_given else precise.to(x.dtype)
+        version = _version(handed)
         evaluation = Evaluation(handed, row.node, k)
         output = yield evaluation
-        if evaluation.x is not handed or handed._version != version:
-            edited = evaluation.x.to(precise.dtype)
-            executor.edit(k, edited)
+        if output.shape != x.shape:
+            raise ValueError(
+                f"output has shape {tuple(output.shape)}: need that of x, {tuple(x.shape)}"
+            )
+        if evaluation.x is not handed or _version(handed) != version:
+            executor.edit(k, evaluation.x.to(precise.dtype))
         executor.evaluate(k, output)
     return precise.to(x.dtype)
+
+
+def _version(x: Tensor) -> int:
+    # Tensors of torch.inference_mode keep no count of their in-place changes.
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,8 @@ def sample(
     noise : for plans that add noise, see ``noise_source``.
     callback : called with a `Step` after every evaluation.
     progress : show a progress bar over the evaluations.
-    differentiable : keep the graph. Implied by coefficients or x_T that require grad; otherwise
-        the run happens under ``torch.no_grad``.
+    differentiable : keep the graph. Implied by coefficients or x_T that require grad, unless
+        gradients are switched off; otherwise the run happens under ``torch.no_grad``.
 
     Returns the sample, with the shape, dtype and device of x_T. Raises ValueError for bad input
     before the network is called, and for network outputs that are not finite, naming the time.
@@ -122,7 +132,9 @@ def sample(
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
     _check_plan(plan, prediction)
     source = noise_source(noise)
-    differentiable = differentiable or x_T.requires_grad or plan.requires_grad
+    check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
+    wanted = x_T.requires_grad or plan.requires_grad
+    differentiable = differentiable or (wanted and torch.is_grad_enabled())
     process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
 
     def watch(evaluation: Evaluation, output: Tensor, count: int) -> None:

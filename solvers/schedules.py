@@ -189,8 +189,8 @@ class DiscreteVP(_VariancePreserving):
     """N training steps given by their cumulative products; log alpha is linear between them.
 
     Index i = 0..N-1 sits at t = (i + 1) / N, so t runs over (0, 1] and the network's own time is
-    the (fractional) index N t - 1. Outside the table log alpha is extended linearly. With zero
-    terminal SNR (alphas_cumprod[-1] = 0) alpha is linear on the last interval.
+    the (fractional) index N t - 1. Below index 0 log alpha is linear to the data, log alpha = 0 at
+    t = 0. With zero terminal SNR (alphas_cumprod[-1] = 0) alpha is linear on the last interval.
 
     Parameters
     ----------
@@ -201,6 +201,7 @@ class DiscreteVP(_VariancePreserving):
 
     alphas_cumprod: Tensor = field(repr=False)
     log_alphas: Tensor = field(init=False, repr=False)
+    _knots: Tensor = field(init=False, repr=False)  # log_alphas after a 0 for the data at t = 0
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
@@ -227,6 +228,7 @@ class DiscreteVP(_VariancePreserving):
             raise ValueError("alphas_cumprod must lie in [0, 1) and decrease strictly")
         object.__setattr__(self, "alphas_cumprod", table)
         object.__setattr__(self, "log_alphas", log_alphas)
+        object.__setattr__(self, "_knots", torch.cat([torch.zeros(1).to(table), log_alphas]))
         object.__setattr__(self, "t_end", 1 / len(table))
 
     def __repr__(self) -> str:
@@ -238,38 +240,34 @@ class DiscreteVP(_VariancePreserving):
         """N, the number of training steps."""
         return len(self.log_alphas)
 
-    @property
-    def _zero_terminal(self) -> bool:
-        return bool(torch.isneginf(self.log_alphas[-1]))
-
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Left index of the interval that holds t (clamped to the table) and the offset from it."""
-        position = t * self.steps - 1
-        left = position.floor().clamp(0, self.steps - 2).long()
+        """Left knot of the interval that holds t and the offset from it; knot k is at t = k / N."""
+        position = t * self.steps
+        left = position.floor().clamp(0, self.steps - 1).long()
         return left, position - left
 
     def _log_alpha(self, t: Tensor) -> Tensor:
-        table = self.log_alphas.to(t.device)
+        table = self._knots.to(t.device)
         left, offset = self._interval(t)
         low, high = table[left], table[left + 1]
         inner = low + offset * torch.where(torch.isneginf(high), 0.0, high - low)
         last = low + torch.log1p(-offset.clamp(max=1))
-        return torch.where(torch.isneginf(high) & (offset > 0), last, inner).clamp(max=0)
+        return torch.where(torch.isneginf(high) & (offset > 0), last, inner)
 
     def _dlog_alpha(self, t: Tensor) -> Tensor:
-        table = self.log_alphas.to(t.device)
+        table = self._knots.to(t.device)
         left, offset = self._interval(t)
         inner = table[left + 1] - table[left]
         return self.steps * torch.where(torch.isneginf(inner), -1 / (1 - offset), inner)
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = self.log_alphas.to(log_alpha.device)
-        right = torch.searchsorted(-table, -log_alpha).clamp(1, self.steps - 1)
+        table = self._knots.to(log_alpha.device)
+        right = torch.searchsorted(-table, -log_alpha).clamp(1, self.steps)
         low, high = table[right - 1], table[right]
         offset = torch.where(
             torch.isneginf(high), -torch.expm1(log_alpha - low), (log_alpha - low) / (high - low)
         )
-        return (right - 1 + offset + 1) / self.steps
+        return (right - 1 + offset) / self.steps
 
     def network_time(self, t: Time) -> Time:
         """The index N t - 1 of the training step, fractions allowed."""

@@ -113,7 +113,13 @@ def _on_training_steps(name: str) -> Spacing:
             name, steps, n, offset=int(name == "leading"), inner=name == "linspace"
         )
         # Index i of N sits at the share (i + 1) / N of the range.
-        return torch.as_tensor(np.append((indices + 1.0) / steps * start, end))
+        times = (indices + 1.0) / steps * start
+        if times[-1] <= end:
+            raise ValueError(
+                f"spacing={name!r} puts the last of nfe={n} evaluations at t={times[-1]:g}, "
+                f"which is not above t_end={end!r}: lower nfe or t_end"
+            )
+        return torch.as_tensor(np.append(times, end))
 
     return spacing
 

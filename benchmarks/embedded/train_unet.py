@@ -23,12 +23,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from logsnr.benchmarks.embedded.diffusion_model import MODEL_FOLDER, NULL_LABEL
 
@@ -74,6 +76,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential moving average whose decay warms up, so that it forgets the random start."""
+
+    def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        warm = min(decay, (1 + int(count)) / (10 + int(count)))
+        return mean.lerp(value, 1 - warm)
+
+    return average
 
 
 def export(ema: AveragedModel, folder: Path) -> None:
@@ -133,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
     weights = 1 / scheduler.alphas_cumprod
     weights /= weights.mean()
     net = build_unet()
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
+    ema = AveragedModel(net, avg_fn=averaging(args.ema))
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01
     )
@@ -175,7 +187,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of the recipe; the defaults made the committed model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)

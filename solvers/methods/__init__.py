@@ -1,5 +1,5 @@
 """One file a solver family. Importing this package fills the registry."""
 
-from . import ddim, dpm_solver, heun, unipc
+from . import adams, ddim, deis, dpm_solver, heun, ipndm, lms, unipc
 
-__all__ = ["ddim", "dpm_solver", "heun", "unipc"]
+__all__ = ["adams", "ddim", "deis", "dpm_solver", "heun", "ipndm", "lms", "unipc"]

@@ -16,31 +16,48 @@ from ..grids import Grid
 from ..plan import DATA, Node, Noise, Plan, Row
 from ..registry import check_choice, count_steps, solver
 from .multistep import Predictor, Weights, exponential, multistep
+from .unipc import unic
 
 
 @solver(
     "ddim",
-    order=lambda options: 1,
+    order=lambda options: 1 + bool(options["corrector"]),
     nfe_per_step=1,
     title="DDIM: exponential Euler, deterministic or ancestral",
     paper="song2021ddim",
 )
-def ddim(grid: Grid, nfe: int | None = None, *, eta: float = 0.0, space: str = "data") -> Plan:
+def ddim(
+    grid: Grid,
+    nfe: int | None = None,
+    *,
+    eta: float = 0.0,
+    space: str = "data",
+    corrector: bool = False,
+) -> Plan:
     """DDIM, order 1, one evaluation a step.
 
     Parameters
     ----------
     eta : share of the DDPM posterior's standard deviation, in [0, 1].
     space : "data" or "noise", the prediction that the rows combine (the same update rule).
+    corrector : correct every step but the last with UniC, which makes the order 2 (eta = 0).
 
-    Raises ValueError for eta outside [0, 1] or an unknown space.
+    Raises ValueError for eta outside [0, 1], an unknown space, or a corrector with eta > 0.
     """
     check_choice("space", space, ("data", "noise"))
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta!r}: need a value in [0, 1]")
+    if corrector and eta > 0:
+        raise ValueError(f"corrector=True needs eta=0, not eta={eta!r}")
     nodes = grid.nodes(count_steps(grid, nfe))
     if eta == 0:
-        rows = multistep(nodes, _first_order(space), order=1, space=space)
+        rows = multistep(
+            nodes,
+            _first_order(space),
+            order=1,
+            space=space,
+            corrector=unic(space) if corrector else None,
+        )
         return Plan(tuple(rows))
     rows = [Row(nodes[0], target=DATA)]
     for k, (start, end) in enumerate(zip(nodes, nodes[1:], strict=False)):

@@ -26,6 +26,7 @@ from ..plan import Node, Plan, Row
 from ..registry import check_choice, check_order, count_steps, solver
 from .multistep import SPACES, Weights, exponential, first_order, multistep
 from .singlestep import blocks, budget, singlestep
+from .unipc import unic
 
 SOLVER_TYPES = ("dpmsolver", "taylor")
 STEPS = ("multistep", "singlestep", "singlestep_fixed")
@@ -34,7 +35,8 @@ STEPS = ("multistep", "singlestep", "singlestep_fixed")
 def _order(options: Mapping[str, Any]) -> int:
     order = options["order"]
     multistep_3 = order == 3 and options["steps"] == "multistep"
-    return 2 if multistep_3 and options["weights"] == "published" else order
+    attained = 2 if multistep_3 and options["weights"] == "published" else order
+    return attained + bool(options["corrector"])
 
 
 def _build(
@@ -45,12 +47,15 @@ def _build(
     steps: str,
     solver_type: str,
     weights: str,
+    corrector: bool,
     lower_order_final: bool,
 ) -> Plan:
     check_order(order, (1, 2, 3))
     check_choice("steps", steps, STEPS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("weights", weights, ("published", "taylor"))
+    if corrector and steps != "multistep":
+        raise ValueError(f"corrector=True needs steps='multistep', not {steps!r}")
     if steps == "multistep":
         nodes = grid.nodes(count_steps(grid, nfe, at_least=order))
         doubled = 2.0 if weights == "taylor" else 1.0
@@ -60,6 +65,7 @@ def _build(
             order=order,
             space=space,
             lower_order_final=lower_order_final,
+            corrector=unic(space) if corrector else None,
         )
     else:
         count = count_steps(grid, nfe, at_least=order if steps == "singlestep_fixed" else 1)
@@ -76,9 +82,10 @@ def _build(
 @solver(
     "dpm-solver++",
     order=_order,
-    nfe_per_step=1,
+    nfe_per_step=lambda o: 1 if o["steps"] == "multistep" else o["order"],
     title="DPM-Solver++: exponential integrator of the data prediction in lambda",
     paper="lu2022dpmpp",
+    spaces=("data",),
 )
 def dpm_solver_pp(
     grid: Grid,
@@ -88,6 +95,7 @@ def dpm_solver_pp(
     steps: str = "multistep",
     solver_type: str = "dpmsolver",
     weights: str = "published",
+    corrector: bool = False,
     lower_order_final: bool = True,
 ) -> Plan:
     """DPM-Solver++ of order 1, 2 or 3; see the module's text for the update rule.
@@ -99,19 +107,23 @@ def dpm_solver_pp(
         (nfe // order blocks of exactly ``order`` evaluations).
     solver_type : "dpmsolver" or "taylor", the published variants of the correction term.
     weights : of the third-order multistep method: "published" (order 2) or "taylor" (order 3).
+    corrector : correct every step but the last with UniC, which adds one order (multistep).
     lower_order_final : lower the order towards the last steps (multistep).
 
     Raises ValueError for a value that is not listed here, or nfe < order.
     """
-    return _build(grid, nfe, "data", order, steps, solver_type, weights, lower_order_final)
+    return _build(
+        grid, nfe, "data", order, steps, solver_type, weights, corrector, lower_order_final
+    )
 
 
 @solver(
     "dpm-solver",
     order=_order,
-    nfe_per_step=1,
+    nfe_per_step=lambda o: 1 if o["steps"] == "multistep" else o["order"],
     title="DPM-Solver: exponential integrator of the noise prediction in lambda",
     paper="lu2022dpm",
+    spaces=("noise",),
 )
 def dpm_solver(
     grid: Grid,
@@ -121,10 +133,13 @@ def dpm_solver(
     steps: str = "singlestep",
     solver_type: str = "dpmsolver",
     weights: str = "published",
+    corrector: bool = False,
     lower_order_final: bool = True,
 ) -> Plan:
     """DPM-Solver of order 1, 2 or 3: as `dpm_solver_pp`, combining noise predictions."""
-    return _build(grid, nfe, "noise", order, steps, solver_type, weights, lower_order_final)
+    return _build(
+        grid, nfe, "noise", order, steps, solver_type, weights, corrector, lower_order_final
+    )
 
 
 def multistep_weights(

@@ -1,64 +1,125 @@
-r"""Heun's method in sigma (Karras et al. 2022, algorithm 1), for any schedule.
+r"""One-step methods in sigma of Karras et al. 2022 and k-diffusion, for any schedule.
 
-In y = x / alpha and s = sigma / alpha the probability-flow ODE is dy/ds = eps, so that
+In y = x / alpha and s = sigma / alpha the probability-flow ODE is dy / ds = eps:
 
-    y_p = y + (s' - s) eps(y, s),          y' = y + (s' - s) (eps(y, s) + eps(y_p, s')) / 2.
+    Euler   y' = y + (s' - s) eps(y, s), which is DDIM;
+    Heun    y_r = y + r (s' - s) eps(y, s),
+            y' = y + (s' - s) ((1 - 1/(2r)) eps(y, s) + 1/(2r) eps(y_r, s + r (s' - s)));
+    DPM2    the same with the inner node at s^(1-r) s'^r, a share r of the way in lambda.
 
-Two evaluations a step, order 2. The step to sigma = 0 (or from alpha = 0) is an Euler step.
+r = 1 is Heun's method and r = 1/2 the midpoint rule. The step to sigma = 0 (or from alpha = 0) is
+an Euler step. All three can add EDM's churn before every step.
 """
 
 from __future__ import annotations
 
+import math
+
 from ..grids import Grid
-from ..plan import DATA, NOISE, Node, Plan, Row
+from ..plan import Node, Plan
 from ..registry import solver
-from .multistep import first_order
+from .runge_kutta import EULER, Churn, Tableau, runge_kutta
+
+
+@solver(
+    "euler",
+    order=lambda options: 1,
+    nfe_per_step=1,
+    title="Euler in sigma (EDM), with churn",
+    paper="karras2022edm",
+    spaces=("noise",),
+)
+def euler(
+    grid: Grid,
+    nfe: int | None = None,
+    *,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """Euler's method in sigma, order 1, one evaluation a step; options as in `heun`."""
+    churn = Churn(s_churn, s_min, s_max, s_noise)
+    return runge_kutta(grid, nfe, 1, lambda count, start, end: EULER, churn)
 
 
 @solver(
     "heun",
     order=lambda options: 2,
     nfe_per_step=2,
-    title="Heun's method in sigma (EDM)",
+    title="Heun's method in sigma (EDM), with churn",
     paper="karras2022edm",
+    spaces=("noise",),
 )
-def heun(grid: Grid, nfe: int | None = None) -> Plan:
+def heun(
+    grid: Grid,
+    nfe: int | None = None,
+    *,
+    r: float = 1.0,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
     """EDM's Heun sampler, order 2, two evaluations a step.
 
     ``nfe`` evaluations make (nfe + e) / 2 steps, where e counts the Euler steps at infinite
-    lambda; if that is not whole, the last step is an Euler step too.
+    lambda; if that is not whole, the last step with sigma > 0 is an Euler step too.
+
+    Parameters
+    ----------
+    r : place of the second evaluation, in (0, 1].
+    s_churn, s_min, s_max : before a step from sigma/alpha in [s_min, s_max], raise the noise level
+        by min(s_churn / steps, sqrt(2) - 1) of itself.
+    s_noise : amplitude of the added noise; other values than 1 leave the marginals.
+
+    Raises ValueError for values out of range.
     """
-    start, end = grid.explicit[:: len(grid.explicit) - 1] if grid.explicit else grid.nodes(1)
-    forced = (start.alpha == 0) + (end.sigma == 0)
-    if grid.intervals is not None:
-        steps = grid.intervals
-        full = 2 * steps - min(forced, steps)
-        if nfe is not None and nfe not in (full, full - 1):
-            raise ValueError(f"nfe={nfe}: the grid of {steps} intervals takes {full}")
-        nfe = full if nfe is None else nfe
-    elif nfe is None or nfe < 1:
-        raise ValueError(f"nfe={nfe!r}: need at least 1")
-    else:
-        steps = (nfe + forced + 1) // 2 if nfe > 1 else 1
-    nodes = grid.nodes(steps)
-    euler = {i for i in range(steps) if nodes[i].alpha == 0 or nodes[i + 1].sigma == 0}
-    for i in reversed(range(steps)):
-        if 2 * steps - len(euler) > nfe:
-            euler.add(i)
-    rows = [Row(nodes[0])]
-    for i, node in enumerate(nodes[1:]):
-        _step(rows, node, single=i in euler)
-    return Plan(tuple(rows))
+    _check_r(r)
+    churn = Churn(s_churn, s_min, s_max, s_noise)
+    return runge_kutta(grid, nfe, 2, lambda count, start, end: _two_stage(count, r, r), churn)
 
 
-def _step(rows: list[Row], end: Node, *, single: bool) -> None:
-    base, start = len(rows) - 1, rows[-1].node
-    target = DATA if start.alpha == 0 or end.sigma == 0 else NOISE
-    rows[base] = Row(start, rows[base].states, rows[base].outputs, target)
-    a, b = first_order(target, start, end)
-    states = ((base, a),) if a != 0 else ()
-    if single:
-        rows.append(Row(end, states, ((base, b),)))
-        return
-    rows.append(Row(end, states, ((base, b),), NOISE))
-    rows.append(Row(end, states, ((base, b / 2), (base + 1, b / 2))))
+@solver(
+    "dpm2",
+    order=lambda options: 2,
+    nfe_per_step=2,
+    title="DPM-Solver-2 in sigma (k-diffusion), with churn",
+    paper="lu2022dpm",
+    spaces=("noise",),
+)
+def dpm2(
+    grid: Grid,
+    nfe: int | None = None,
+    *,
+    r: float = 0.5,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """A midpoint rule whose midpoint is one in lambda, order 2, two evaluations a step.
+
+    Options as in `heun`; r is the place of the inner node in lambda, in (0, 1].
+    """
+    _check_r(r)
+
+    def method(count: int, start: Node, end: Node) -> Tableau:
+        if count == 1:
+            return EULER
+        h = end.lam - start.lam
+        c = math.expm1(-r * h) / math.expm1(-h) if h > 0 else r
+        return _two_stage(count, c, r)
+
+    return runge_kutta(grid, nfe, 2, method, Churn(s_churn, s_min, s_max, s_noise))
+
+
+def _two_stage(count: int, c: float, r: float) -> Tableau:
+    if count == 1:
+        return EULER
+    return Tableau(((), (c,)), (1 - 1 / (2 * r), 1 / (2 * r)), (0.0, c))
+
+
+def _check_r(r: float) -> None:
+    if not 0 < r <= 1:
+        raise ValueError(f"r={r!r}: need a number in (0, 1]")

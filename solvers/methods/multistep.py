@@ -57,12 +57,14 @@ def multistep(
     space: str = "data",
     lower_order_final: bool = True,
     corrector: Corrector | None = None,
+    through_zero: bool = False,
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
     With ``lower_order_final`` the order falls again to 1 at the last step. Evaluations at
     alpha = 0 (lambda = -inf) never enter a history; the step to sigma = 0 is of order 1, which
-    is exact there; a step between equal nodes leaves the state alone.
+    is exact there, unless ``through_zero`` says that the predictor is finite there; a step
+    between equal nodes leaves the state alone.
     """
     rows = [Row(nodes[0], target=_target(space, nodes[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
@@ -74,7 +76,7 @@ def multistep(
             history = [newest, *history[1 if repeated else 0 :]]
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
         at = [rows[j].node for j in past]
-        single = not past or end.sigma == 0 or end.lam == start.lam
+        single = not past or (end.sigma == 0 and not through_zero) or end.lam == start.lam
         if single:
             a, b = first_order(rows[newest].target or DATA, start, end)
             outputs = [(newest, b)] if b != 0 else []

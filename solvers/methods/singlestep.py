@@ -33,7 +33,7 @@ def blocks(grid: Grid, orders: Sequence[int], *, fixed: bool) -> list[list[Node]
     In logsnr spacing, and for blocks of one fixed size, the outer nodes are spaced and the inner
     ones placed between them; otherwise the blocks cut up one fine grid.
     """
-    if grid.explicit is None and (fixed or grid.spacing == "logsnr"):
+    if grid.explicit is None and (fixed or grid.spacing in ("logsnr", "exponential")):
         outer = grid.nodes(len(orders))
         pairs = zip(outer, outer[1:], orders, strict=False)
         return [grid.between(start, end, order) for start, end, order in pairs]

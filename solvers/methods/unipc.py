@@ -10,12 +10,21 @@ over earlier evaluations (UniP) and, for the corrector UniC, the one at t itself
 rho solve  sum_k r_k^(i-1) rho_k = i! z phi_{i+1}(z) / B(h),  i = 1..p, where B(h) = z ("bh1") or
 expm1(z) ("bh2"). As published, rho = 1/2 where there is a single unknown. UniP-p has order p,
 with its corrector p + 1; the corrector costs no evaluation.
+
+The variant "vary_coeff" has no B(h): with C_ki = r_k^(i-1) / i! and A = C^-1,
+
+    x_t = a x_s - S (expm1(z) g_s + sum_i z phi_{i+1}(z) sum_k A_ik (g_k - g_s) / r_k),
+
+which is the exact exponential Adams method (`adams`). The published corrector leaves out the last
+i for the earlier evaluations and takes the last but one A for the new one, which reduces it to
+order 1 from p = 2 on (``weights="published"``); the default sums all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +32,22 @@ from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
 from ..registry import check_choice, check_order, count_steps, solver
-from .multistep import Weights, exponential, multistep
+from .adams import bashforth, moulton
+from .multistep import Corrector, Predictor, Weights, exponential, multistep
 
-VARIANTS = ("bh1", "bh2")
+VARIANTS = ("bh1", "bh2", "vary_coeff")
+
+
+def _order(options: Mapping[str, Any]) -> int:
+    stale = options["variant"] == "vary_coeff" and options["weights"] == "published"
+    if stale and options["corrector"] and options["order"] > 1:
+        return 1
+    return options["order"] + bool(options["corrector"])
 
 
 @solver(
     "unipc",
-    order=lambda options: options["order"] + bool(options["corrector"]),
+    order=_order,
     nfe_per_step=1,
     title="UniPC: multistep predictor with a corrector that costs no evaluation",
     paper="zhao2023unipc",
@@ -43,15 +60,17 @@ def unipc(
     variant: str = "bh2",
     space: str = "data",
     corrector: bool = True,
+    weights: str = "taylor",
     lower_order_final: bool = True,
 ) -> Plan:
     """UniPC of any order >= 1; see the module's text for the update rule.
 
     Parameters
     ----------
-    variant : "bh1" or "bh2", the choice of B(h).
+    variant : "bh1" or "bh2", the choice of B(h), or "vary_coeff".
     space : "data" or "noise".
     corrector : False leaves UniP alone. The last step is never corrected.
+    weights : of the corrector of "vary_coeff": "taylor" (order p + 1) or "published" (order 1).
     lower_order_final : lower the order towards the last steps.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
@@ -59,15 +78,32 @@ def unipc(
     check_order(order, range(1, 10))
     check_choice("variant", variant, VARIANTS)
     check_choice("space", space, ("data", "noise"))
+    check_choice("weights", weights, ("published", "taylor"))
     rows = multistep(
         grid.nodes(count_steps(grid, nfe, at_least=order)),
-        lambda past, end: predict(space, variant, past, end),
+        unip(space, variant),
         order=order,
         space=space,
         lower_order_final=lower_order_final,
-        corrector=(lambda past, end: correct(space, variant, past, end)) if corrector else None,
+        corrector=unic(space, variant, weights) if corrector else None,
     )
     return Plan(tuple(rows))
+
+
+def unip(space: str, variant: str = "bh2") -> Predictor:
+    """The predictor UniP."""
+    if variant == "vary_coeff":
+        return lambda past, end: bashforth(space, past, end)
+    return lambda past, end: predict(space, variant, past, end)
+
+
+def unic(space: str, variant: str = "bh2", weights: str = "taylor") -> Corrector:
+    """The corrector UniC, for any predictor in ``space``; of order p + 1 after p evaluations."""
+    if variant == "vary_coeff":
+        if weights == "published":
+            return lambda past, end: correct_published(space, past, end)
+        return lambda past, end: moulton(space, past, end)
+    return lambda past, end: correct(space, variant, past, end)
 
 
 def predict(space: str, variant: str, past: Sequence[Node], end: Node) -> Weights:
@@ -78,6 +114,20 @@ def predict(space: str, variant: str, past: Sequence[Node], end: Node) -> Weight
 def correct(space: str, variant: str, past: Sequence[Node], end: Node) -> Weights:
     """UniC weights: a, one b for each of ``past``, and one for the evaluation at ``end``."""
     return _weights(space, variant, past, end, [node.lam for node in past[1:]] + [end.lam])
+
+
+def correct_published(space: str, past: Sequence[Node], end: Node) -> Weights:
+    """UniC weights of "vary_coeff" as published, with its stale row; see the module's text."""
+    if len(past) == 1:
+        return moulton(space, past, end)
+    a, scale, z = exponential(space, past[0], end)
+    r = [(node.lam - past[0].lam) / (end.lam - past[0].lam) for node in [*past[1:], end]]
+    order = range(1, len(r) + 1)
+    inverse = np.linalg.inv([[rk ** (i - 1) / math.factorial(i) for i in order] for rk in r])
+    terms = np.array([z_phi(i + 1, z) for i in order])
+    differences = (terms[:-1] @ inverse[:-1] / r).tolist()
+    differences[-1] = float(terms[-1] * inverse[-2, -1])
+    return a, [-scale * (math.expm1(z) - sum(differences)), *(-scale * d for d in differences)]
 
 
 def _weights(

@@ -1,0 +1,86 @@
+"""Driving a run one network evaluation at a time, for callers that own the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from logsnr.solvers import Evaluation, Noise, Plan, run
+from logsnr.solvers.prediction import to_data
+
+
+class Drive:
+    """One run of ``plan`` from ``sample`` (B, *event): each `step` sends a network output.
+
+    Parameters
+    ----------
+    prediction : what the network predicts.
+    threshold : applied to every data prediction.
+    differentiable : keep the graph of the steps.
+
+    Attributes
+    ----------
+    generator, variance_noise : where the noise of the next step comes from: a torch.Generator, a
+        list of one for each sample, or the noise itself.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        prediction: str,
+        sample: Tensor,
+        *,
+        threshold: Callable[[Tensor], Tensor] | None = None,
+        differentiable: bool = False,
+    ):
+        self.prediction = prediction
+        self.threshold = threshold
+        self.dtype = sample.dtype
+        self.generator: torch.Generator | list[torch.Generator] | None = None
+        self.variance_noise: Tensor | None = None
+        self.process = run(
+            plan,
+            sample,
+            prediction if threshold is None else "sample",
+            noise=self._draw,
+            differentiable=differentiable,
+        )
+        self.differentiable = differentiable
+        self.evaluation: Evaluation | None = next(self.process)
+
+    def step(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Send the network's output at ``sample``; the next state (the result in the end).
+
+        A ``sample`` that is not the tensor handed out before, or was changed in place, is taken
+        as an edit and carried on. Raises ValueError after the last step.
+        """
+        evaluation, self.evaluation = self.evaluation, None
+        if evaluation is None:
+            raise ValueError("step was called after the run ended: call set_timesteps first")
+        if output.requires_grad and not self.differentiable and torch.is_grad_enabled():
+            raise ValueError(
+                "model_output requires grad, but that of the first step did not: run the whole "
+                "loop with gradients, or detach it"
+            )
+        evaluation.x = sample
+        if self.threshold is not None:
+            out, state = to_data(self.prediction, evaluation.node)
+            precise = torch.promote_types(sample.dtype, torch.float32)
+            output = self.threshold(out * output.to(precise) + state * sample)
+        try:
+            evaluation = self.process.send(output)
+        except StopIteration as stop:
+            return stop.value
+        self.evaluation = evaluation
+        return evaluation.x
+
+    def _draw(self, term: Noise, like: Tensor) -> Tensor:
+        if self.variance_noise is not None:
+            return self.variance_noise.to(like)
+        noise = randn_tensor(
+            like.shape, generator=self.generator, device=like.device, dtype=self.dtype
+        )
+        return noise.to(like.dtype)

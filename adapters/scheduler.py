@@ -1,0 +1,396 @@
+"""PlanScheduler: every solver of the registry as a drop-in scheduler of diffusers pipelines.
+
+    config = pipe.scheduler.config
+    pipe.scheduler = PlanScheduler.from_config(config, solver="unipc", solver_order=3)
+
+A pipeline owns the loop and calls ``step`` once for every network evaluation. The scheduler keeps
+one run of a plan (a generator), sends it each network output and hands back the state to evaluate
+next, so ``num_inference_steps`` is the NFE for every solver. States are variance-preserving or
+flow states: ``init_noise_sigma`` is 1 and the model input is not scaled.
+
+The plan is laid out at the first ``step``, for the timesteps that remain: image-to-image strength
+and split schedules start in the middle. Options are not read before ``set_timesteps``, because
+Stable Diffusion's constructors rewrite the config of a scheduler that is already built.
+
+A saved pipeline stores this module's dotted name; it must not be renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import (
+    KarrasDiffusionSchedulers,
+    SchedulerMixin,
+    SchedulerOutput,
+)
+from torch import Tensor
+
+from logsnr.solvers import DiscreteVP, Node, NoiseSchedule, Plan
+from logsnr.solvers.prediction import to_data
+
+from .drive import Drive
+from .keys import check_known, in_force, keys, without_unset
+from .layout import Layout, layout, training_timesteps
+from .noise_schedules import noise_schedule
+from .options import prediction_type, solver_name, solver_options, threshold
+from .plans import plan_for
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):
+    """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
+
+    Parameters
+    ----------
+    solver : a name of the registry, or a mapping {"name": ..., option: value} for options that
+        have no diffusers key.
+    prediction_type : None is the velocity for flow models and epsilon otherwise.
+    timestep_spacing : None is "leading" for ``solver="ddim"`` and "linspace" otherwise.
+    final_sigmas_type : "zero" or "sigma_min"; None follows ``set_alpha_to_one`` for
+        ``solver="ddim"`` and is "zero" otherwise.
+    shift : makes this a flow-matching scheduler, as FlowMatchEulerDiscreteScheduler's;
+        ``use_flow_sigmas`` with ``flow_shift`` does too, as the multistep schedulers do.
+
+    All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
+    are kept in the config. Values are checked by ``set_timesteps`` (ValueError).
+    """
+
+    _compatibles = [entry.name for entry in KarrasDiffusionSchedulers] + [
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+        "DDIMParallelScheduler",
+        "DDPMParallelScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "SASolverScheduler",
+    ]
+    order = 1
+    init_noise_sigma = 1.0
+
+    _drive: Drive | None = None
+    _layout: Layout | None = None
+    _nodes: Sequence[Node] = ()  # at which the network is called
+    _step_index: int | None = None
+    _begin_index: int | None = None
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str | None = None,
+        variance_type: str | None = None,
+        solver: str | Mapping[str, Any] = "unipc",
+        solver_order: int = 2,
+        solver_type: str | None = None,
+        predict_x0: bool = True,
+        lower_order_final: bool = True,
+        timestep_spacing: str | None = None,
+        steps_offset: int = 0,
+        final_sigmas_type: str | None = None,
+        set_alpha_to_one: bool | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        shift: float | None = None,
+        shift_terminal: float | None = None,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+    ):
+        solver_name(self.config)
+        # What training scripts read; pipelines replace it by set_timesteps.
+        self.num_inference_steps: int | None = None
+        self.timesteps = training_timesteps(self.config)
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The scheduler for the config of another one, with ``kwargs`` instead of its values.
+
+        As everywhere in diffusers, options of sampling that the other scheduler had by default are
+        not taken over; what it says about the model is.
+
+        Raises ValueError for a keyword that no scheduler has.
+        """
+        if isinstance(config, Mapping):
+            if not return_unused_kwargs:
+                check_known(kwargs, keys(cls), cls._get_compatibles(), config)
+            config = in_force(config)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The config as JSON. Keys of ours that are None are left out: that is what None means."""
+        return without_unset(super().to_json_string(), keys(type(self)))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Lay out a run of ``num_inference_steps`` network evaluations.
+
+        Parameters
+        ----------
+        timesteps : what the network is told, in falling order; used exactly as given.
+        sigmas : as diffusers has them. Variance-preserving: sigma / alpha of all nodes, the end
+            included. Flow: t of the evaluations, which the config's shift moves.
+        mu : the dynamic shift of flow models.
+
+        Raises ValueError for bad values, here or in the config.
+        """
+        config = self.config
+        schedule, name = noise_schedule(config), solver_name(config)
+        result = layout(
+            config,
+            schedule,
+            name,
+            num_inference_steps,
+            timesteps=_listed(timesteps),
+            sigmas=_listed(sigmas),
+            mu=mu,
+        )
+        _check_start(config, result.nodes[0])
+        n = len(result.timesteps)
+        called = _called(self._plan(schedule, result.nodes, n, n, 0.0))
+        flow = not isinstance(schedule, DiscreteVP)
+        told = torch.tensor(result.told(called, schedule, len(self)), device=device)
+        self.timesteps = told.to(torch.float32 if flow else torch.int64)
+        # As in diffusers, the noise levels of variance-preserving models stay on the CPU.
+        self.sigmas = _levels([*called, result.nodes[-1]], flow).to(device if flow else None)
+        self.num_inference_steps = n
+        self._layout, self._nodes = result, called
+        self._drive = self._step_index = self._begin_index = None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *,
+        eta: float = 0.0,
+        generator: Any = None,
+        return_dict: bool = True,
+        use_clipped_model_output: bool | None = None,
+        variance_noise: Tensor | None = None,
+        **_: Any,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The state at the next evaluation, or the sample after the last one.
+
+        Parameters
+        ----------
+        model_output : the network's output at ``sample`` (B, *event), which may have been edited
+            since it was handed out.
+        timestep : used at the first step only, to find the place in ``timesteps``.
+        eta : for solvers that have it, read at the first step.
+        generator, variance_noise : the source of noise for stochastic solvers.
+
+        Raises ValueError without ``set_timesteps``, after the last step, and for a model_output
+        that does not fit the sample.
+        """
+        if model_output.shape != sample.shape:
+            model_output = self._without_variance(model_output, sample)
+        drive = self._drive
+        if drive is None:
+            drive = self._drive = self._start(model_output, timestep, sample, eta)
+        drive.generator, drive.variance_noise = generator, variance_noise
+        previous = drive.step(model_output, sample)
+        self._step_index += 1  # type: ignore[operator]  # _start has set it
+        return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself."""
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at ``timesteps`` (one or B entries).
+
+        In a run that was told where it begins, this is the current node, as in diffusers;
+        otherwise the node of each timestep, or the training schedule's level.
+        """
+        schedule = noise_schedule(self.config)
+        values = torch.as_tensor(timesteps)
+        current = self._begin_index if self._step_index is None else self._step_index
+        if self._begin_index is not None and current is not None and current < len(self._nodes):
+            nodes = [self._nodes[current]] * max(1, values.numel())
+        else:
+            nodes = [self._node_of(schedule, told) for told in values.reshape(-1).tolist()]
+        shape = (-1, *[1] * (original_samples.ndim - 1))
+        precise = torch.promote_types(original_samples.dtype, torch.float32)
+        levels = torch.tensor([(node.alpha, node.sigma) for node in nodes], dtype=torch.float64)
+        alpha, sigma = levels.to(original_samples.device, precise).unbind(1)
+        noisy = alpha.reshape(shape) * original_samples + sigma.reshape(shape) * noise
+        return noisy.to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """``add_noise`` under the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Say at which of ``timesteps`` the next run begins."""
+        self._begin_index = begin_index
+        self._drive = self._step_index = None
+
+    @property
+    def begin_index(self) -> int | None:
+        """What ``set_begin_index`` was given since the last ``set_timesteps``."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step in ``timesteps``, None before the first."""
+        return self._step_index
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 of the training steps, float32. Flow-matching schedulers have none."""
+        schedule = noise_schedule(self.config)
+        if not isinstance(schedule, DiscreteVP):
+            raise AttributeError("a flow-matching scheduler has no alphas_cumprod")
+        return schedule.alphas_cumprod.float()
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A live generator can be neither copied nor pickled; a copy made in the middle of a run
+        # starts afresh from where it is.
+        return {key: value for key, value in self.__dict__.items() if key != "_drive"}
+
+    def _start(self, output: Tensor, timestep: Any, sample: Tensor, eta: float) -> Drive:
+        if self._layout is None:
+            raise ValueError("step was called before set_timesteps")
+        if not sample.is_floating_point():
+            raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
+        if output.device != sample.device:
+            raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
+        n = len(self._layout.timesteps)
+        begin = self._step_index
+        if begin is None:
+            begin = self._begin_index
+        if begin is None:
+            begin = self._position(timestep)
+        if not 0 <= begin < n:
+            raise ValueError(f"the run of {n} evaluations has no step {begin}: call set_timesteps")
+        schedule = noise_schedule(self.config)
+        plan = self._plan(schedule, self._remaining(begin), n, n - begin, eta)
+        if begin > 0:
+            self._lay_out_again(schedule, begin, plan)
+        self._step_index = begin
+        return Drive(
+            plan,
+            prediction_type(self.config),
+            sample,
+            threshold=threshold(self.config),
+            differentiable=torch.is_grad_enabled()
+            and (sample.requires_grad or output.requires_grad),
+        )
+
+    def _position(self, timestep: Any) -> int:
+        """Where ``timestep`` is in ``timesteps``.
+
+        Pipelines hand over a view of it, whose offset is the place; a copy is searched by value.
+        """
+        ours = self.timesteps
+        if isinstance(timestep, Tensor):
+            same = timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
+            if same and timestep.dtype == ours.dtype:
+                return int(timestep.storage_offset() - ours.storage_offset())
+            timestep = timestep.reshape(-1)[0].item()
+        values = ours.tolist()
+        return values.index(timestep) if timestep in values else 0
+
+    def _remaining(self, begin: int) -> tuple[Node, ...]:
+        assert self._layout is not None
+        grid, start = self._layout.nodes, self._nodes[begin]
+        if start == grid[begin]:
+            return grid[begin:]
+        return start, *(node for node in grid[begin + 1 :] if node.lam > start.lam)
+
+    def _plan(
+        self, schedule: NoiseSchedule, nodes: tuple[Node, ...], n: int, nfe: int, eta: float
+    ) -> Plan:
+        options = solver_options(self.config, n, nfe, eta)
+        return plan_for(schedule, solver_name(self.config), nodes, nfe, options)
+
+    def _lay_out_again(self, schedule: NoiseSchedule, begin: int, plan: Plan) -> None:
+        """Write the times of the remaining evaluations where the pipeline will read them.
+
+        Pipelines iterate over views of ``timesteps``, so that values written in place are seen.
+        """
+        assert self._layout is not None
+        called = _called(plan)
+        if called == list(self._nodes[begin:]):
+            return
+        self._nodes = [*self._nodes[:begin], *called]
+        told = self._layout.told(called, schedule, len(self))
+        self.timesteps[begin:] = torch.tensor(told).to(self.timesteps)
+        flow = not isinstance(schedule, DiscreteVP)
+        self.sigmas[begin:-1] = _levels(called, flow).to(self.sigmas)
+
+    def _node_of(self, schedule: NoiseSchedule, told: float) -> Node:
+        """The node at which the network is told ``told``, of the run or of training."""
+        if self._layout is not None:
+            values = self.timesteps.tolist()
+            if told in values:
+                return self._nodes[values.index(told)]
+        t = (told + 1) / len(self) if isinstance(schedule, DiscreteVP) else told / len(self)
+        return Node(t, schedule.alpha(t), schedule.sigma(t))
+
+    def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
+        if self.config.get("variance_type") in ("learned", "learned_range"):
+            mean = output[:, : sample.shape[1]]
+            if mean.shape == sample.shape:
+                return mean
+        raise ValueError(
+            f"model_output has shape {tuple(output.shape)}: need that of sample, "
+            f"{tuple(sample.shape)}"
+        )
+
+
+def _called(plan: Plan) -> list[Node]:
+    return [plan.rows[k].node for k in plan.evaluated]
+
+
+def _check_start(config: Mapping[str, Any], start: Node) -> None:
+    try:
+        to_data(prediction_type(config), start)
+    except ValueError as error:
+        raise ValueError(f"prediction_type: {error}") from error
+
+
+def _levels(nodes: Sequence[Node], flow: bool) -> Tensor:
+    """What diffusers calls sigmas: sigma of flow models, sigma / alpha of the others."""
+    alphas = torch.tensor([1.0 if flow else node.alpha for node in nodes], dtype=torch.float64)
+    sigmas = torch.tensor([node.sigma for node in nodes], dtype=torch.float64)
+    return (sigmas / alphas).float()
+
+
+def _listed(values: Sequence[float] | Tensor | None) -> list[float] | None:
+    return None if values is None else torch.as_tensor(values, dtype=torch.float64).tolist()

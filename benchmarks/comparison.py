@@ -1,0 +1,313 @@
+r"""Solvers side by side on the embedded model: same network, same starts, same end, counted NFE.
+
+Every method starts from x_T ~ N(0, 1) at the last training step and ends at the first one
+(`stock` says why), where the converged solution of the probability-flow ODE from the same x_T is
+the truth. A record holds the distance to it, the MNIST-feature FID, and what the run cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from logsnr.benchmarks import results
+from logsnr.benchmarks.embedded import (
+    MODEL_FOLDER,
+    NULL_LABEL,
+    load_scheduler,
+    load_scheduler_config,
+    load_unet,
+)
+from logsnr.benchmarks.metrics import fid, psnr, rmse
+from logsnr.benchmarks.results import Record
+from logsnr.benchmarks.stock import END, sample_stock, stock_scheduler
+from logsnr.solvers import (
+    ClassifierFree,
+    Denoiser,
+    DiscreteVP,
+    Plan,
+    make_plan,
+    reference_solution,
+    sample,
+)
+
+DIGITS = 10
+KEPT = 10  # pictures of each run that are kept: one of each digit
+BATCH = 100
+REFERENCE = "reference"
+RTOL = 1e-5
+GRID = "karras"
+RECORDS = "records.jsonl"
+WEIGHTS = MODEL_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
+
+Watch = Callable[[str], None]
+"""Called with the name of the running measurement after each call of the network."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A contender: a solver of this project, or one of diffusers' schedulers (a key of `END`)."""
+
+    title: str
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stock(self) -> bool:
+        """Whether it is one of diffusers' schedulers."""
+        return self.solver in END
+
+
+def _ours(title: str, solver: str, **options: Any) -> Method:
+    return Method(title, solver, {"spacing": GRID, **options})
+
+
+METHODS: dict[str, Method] = {
+    "ddim": _ours("DDIM", "ddim"),
+    "heun": _ours("Heun", "heun"),
+    "dpm++2s": _ours("DPM++ 2S", "dpm-solver++", order=2, steps="singlestep"),
+    "dpm++3s": _ours("DPM++ 3S", "dpm-solver++", order=3, steps="singlestep"),
+    "dpm++2m": _ours("DPM++ 2M", "dpm-solver++", order=2),
+    "dpm++3m": _ours("DPM++ 3M", "dpm-solver++", order=3),
+    "unipc-2": _ours("UniPC-2", "unipc", order=2),
+    "unipc-3": _ours("UniPC-3", "unipc", order=3),
+}
+for _name, _title, _scheduler in (
+    ("ddim", "DDIM", "DDIMScheduler"),
+    ("dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler"),
+    ("unipc-2", "UniPC-2", "UniPCMultistepScheduler"),
+):
+    METHODS[f"stock-{_name}"] = Method(f"diffusers {_title}", _scheduler)
+    METHODS[f"stock-{_name}-trailing"] = Method(
+        f"diffusers {_title}, trailing", _scheduler, {"timestep_spacing": "trailing"}
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared.
+
+    Parameters
+    ----------
+    samples : number of starts, at least 2; the labels 0..9 take turns.
+    nfe : numbers of network evaluations.
+    solvers : keys of ``METHODS``.
+    seed : of the starts.
+    guidance : scale of classifier-free guidance; 1 is the plain conditional network. Otherwise an
+        evaluation is one network call on twice the batch.
+
+    Raises ValueError naming the argument that is out of range, for ``nfe`` also if a solver needs
+    more evaluations.
+    """
+
+    samples: int = 50
+    nfe: tuple[int, ...] = (5, 8, 10, 20)
+    solvers: tuple[str, ...] = tuple(METHODS)
+    seed: int = 0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(f"samples={self.samples}: need at least 2, or there is no FID")
+        if not self.nfe or min(self.nfe) < 1 or max(self.nfe) > 1000:
+            raise ValueError(f"nfe={list(self.nfe)}: need numbers in 1..1000")
+        unknown = [name for name in self.solvers if name not in METHODS]
+        if unknown or not self.solvers:
+            raise ValueError(f"solvers={', '.join(unknown)!r}: choose some of {', '.join(METHODS)}")
+        for name in ("nfe", "solvers"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}={list(given)}: need each entry once")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: need a whole number in 0..2^63 - 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance={self.guidance}: need a finite number")
+        for name, nfe in self.runs:
+            if not METHODS[name].stock:
+                plan_of(name, nfe)
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(solver, NFE) of all measurements but the reference."""
+        return [(name, nfe) for name in self.solvers for nfe in self.nfe]
+
+
+def schedule() -> DiscreteVP:
+    """The noise schedule of the embedded model, from the same table that diffusers uses."""
+    return DiscreteVP(load_scheduler().alphas_cumprod)
+
+
+def plan_of(name: str, nfe: int) -> Plan:
+    """The plan of one of our ``METHODS``. Raises ValueError if the solver needs more than ``nfe``.
+
+    The grids are those of the module's text; they end at the schedule's t_end, training step 0.
+    """
+    method = METHODS[name]
+    try:
+        return make_plan(method.solver, schedule(), nfe=nfe, **method.options)
+    except ValueError as error:
+        raise ValueError(f"nfe={nfe}: not possible for {name} ({error})") from error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The network, its noise schedule, and the starts with their labels."""
+
+    network: torch.nn.Module
+    schedule: DiscreteVP
+    x_T: Tensor
+    labels: Tensor
+    guidance: float
+
+    @property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """(starts, labels) in portions that keep the network's memory small."""
+        return list(zip(self.x_T.split(BATCH), self.labels.split(BATCH), strict=True))
+
+    def denoiser(self, labels: Tensor, **options: Any) -> Denoiser:
+        """The (guided) network for samples of these labels."""
+        condition = {"class_labels": labels}
+        null = {"class_labels": torch.full_like(labels, NULL_LABEL)}
+        guidance = ClassifierFree(self.guidance, condition, null)
+        return Denoiser(self.network, self.schedule, "epsilon", guidance=guidance, **options)
+
+
+def load_problem(settings: Settings) -> Problem:
+    """The embedded model, ready to be solved from the starts of ``settings``."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    return Problem(
+        network=load_unet(),
+        schedule=schedule(),
+        x_T=torch.randn(settings.samples, 1, 28, 28, generator=rng),
+        labels=torch.arange(settings.samples) % DIGITS,
+        guidance=settings.guidance,
+    )
+
+
+def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) -> Iterator[Record]:
+    """Measure everything that ``settings`` asks for and ``folder`` does not hold yet.
+
+    Writes a line into ``folder/records.jsonl`` and the first samples into ``folder/samples`` as
+    soon as a run ends. Yields the records: the reference first, then those of ``settings.runs``.
+    A run that diverges is a record with status "diverged" and no distances.
+    """
+    done = results.load(folder / RECORDS)
+    model = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
+    problem = load_problem(settings)
+    jobs: list[tuple[str, int | None]] = [(REFERENCE, None), *settings.runs]
+    reference = torch.empty(0)
+    for name, nfe in jobs:
+        wanted = _request(name, nfe, settings, model)
+        record = done.get(results.identity(wanted))
+        if record is None or not (record["file"] is None or (folder / record["file"]).exists()):
+            record, x = measure(name, nfe, problem, reference, watch)
+            record = wanted | record | {"file": None}
+            if x is not None:
+                record["file"] = _keep(folder, record, x if name == REFERENCE else x[:KEPT])
+            results.append(folder / RECORDS, record)
+        if name == REFERENCE:
+            reference = kept_samples(folder, record)
+        yield record
+
+
+def kept_samples(folder: Path, record: Record) -> Tensor:
+    """The samples (B, 1, 28, 28) that were kept of a run: all of the reference, else the first."""
+    return load_file(folder / record["file"])["samples"]
+
+
+def measure(
+    name: str, nfe: int | None, problem: Problem, reference: Tensor, watch: Watch
+) -> tuple[Record, Tensor | None]:
+    """Run one method, or the reference, over all starts: what it cost, how far off it is.
+
+    Returns (measurements, samples); samples is None if the run diverged.
+    """
+    bars: list[float] = []
+    run = _runner(name, nfe, problem, bars)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        watch(name)
+
+    hook = problem.network.register_forward_pre_hook(count)
+    began = time.perf_counter()
+    x: Tensor | None = None
+    note = None
+    try:
+        x = torch.cat([run(*batch) for batch in problem.batches])
+    except ValueError as error:
+        if "not finite" not in str(error):
+            raise
+        note = str(error)
+    finally:
+        hook.remove()
+    cost = {"nfe_counted": calls / len(problem.batches), "seconds": time.perf_counter() - began}
+    if x is not None and not x.isfinite().all():
+        x, note = None, "the samples have values that are not finite"
+    if x is None:
+        return {"status": "diverged", "note": note, **cost}, None
+    quality = {"fid": fid(x).value}
+    if name == REFERENCE:
+        quality["error_bar"] = max(bars)
+    else:
+        quality |= {"rmse": rmse(x, reference), "psnr": psnr(x, reference)}
+    return {"status": "ok", **quality, **cost}, x
+
+
+def _runner(
+    name: str, nfe: int | None, problem: Problem, bars: list[float]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x_T, labels) -> samples; the reference also appends the error bar of the batch."""
+    if nfe is None:
+
+        def solve(x_T: Tensor, labels: Tensor) -> Tensor:
+            denoise = problem.denoiser(labels)
+            x, bar = reference_solution(denoise, x_T, problem.schedule, rtol=RTOL)
+            bars.append(bar)
+            return x
+
+        return solve
+    method = METHODS[name]
+    if not method.stock:
+        plan = plan_of(name, nfe)
+        return lambda x_T, labels: sample(problem.denoiser(labels), x_T, plan)
+    scheduler = stock_scheduler(method.solver, load_scheduler_config(), **method.options)
+
+    def drive(x_T: Tensor, labels: Tensor) -> Tensor:
+        # These schedulers count training steps themselves, so the network's time is taken as is.
+        network = problem.denoiser(labels, network_time=lambda index: index).evaluate
+        return sample_stock(network, x_T, scheduler, nfe)
+
+    return drive
+
+
+def _request(name: str, nfe: int | None, settings: Settings, model: str) -> Record:
+    """The part of a record that says what is measured."""
+    options = {"rtol": RTOL} if nfe is None else dict(METHODS[name].options)
+    problem = {"model": model, "samples": settings.samples, "guidance": settings.guidance}
+    return {
+        "solver": name,
+        "options": options,
+        "nfe": nfe,
+        "seed": settings.seed,
+        "problem": problem,
+    }
+
+
+def _keep(folder: Path, record: Record, x: Tensor) -> str:
+    digest = hashlib.sha256(results.identity(record).encode()).hexdigest()[:8]
+    file = f"samples/{record['solver']}-{record['nfe'] or 'ode'}-{digest}.safetensors"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    save_file({"samples": x.contiguous()}, folder / file)
+    return file

@@ -1,0 +1,330 @@
+r"""The official codes that work in sigma (alpha = 1) in our terms; see `official`.
+
+NVlabs/edm, crowsonkb/k-diffusion and zju-pi/diff-sampler give the network x and sigma and receive
+the data prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logsnr.solvers import (
+    Denoiser,
+    DynamicThreshold,
+    Grid,
+    NoiseSchedule,
+    Plan,
+    VarianceExploding,
+    VPLinear,
+    make_plan,
+    sample,
+)
+
+from .official import (
+    Answer,
+    Array,
+    Case,
+    Difference,
+    Recipe,
+    Unsupported,
+    family,
+    of_plan,
+    schedule_of,
+)
+from .official_deis import rectangles, summed_plan
+
+EPSILON_S = 1e-3
+"""The smallest time of the VP schedule that these codes derive from sigma_min and sigma_max."""
+
+
+def polynomial(sigma_max: float, sigma_min: float, points: int, rho: float) -> Array:
+    """Karras et al. 2022, eq. 5."""
+    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), points) ** rho
+
+
+def log_linear(sigma_max: float, sigma_min: float, points: int) -> Array:
+    """Uniform in log(sigma)."""
+    return np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), points))
+
+
+class DerivedVP(NamedTuple):
+    """rho(t) = sqrt(exp(slope t^2 / 2 + offset t) - 1), a VP-linear schedule for any offset."""
+
+    slope: float
+    offset: float
+
+    def rho(self, t: Array) -> Array:
+        """sigma / alpha."""
+        return np.sqrt(np.expm1(self.slope * t**2 / 2 + self.offset * t))
+
+    def rho_slope(self, t: Array) -> Array:
+        """d rho / dt."""
+        rho = self.rho(t)
+        return (rho**2 + 1) * (self.slope * t + self.offset) / (2 * rho)
+
+    def time(self, rho: float) -> float:
+        """The inverse of ``rho``."""
+        level = math.log1p(rho**2)
+        return (math.sqrt(self.offset**2 + 2 * self.slope * level) - self.offset) / self.slope
+
+
+def vp_of(sigma_max: float, sigma_min: float) -> DerivedVP:
+    """The schedule with rho = sigma_max at t = 1 and sigma_min at EPSILON_S."""
+    high, low = math.log1p(sigma_max**2), math.log1p(sigma_min**2)
+    slope = 2 * (low / EPSILON_S - high) / (EPSILON_S - 1)
+    return DerivedVP(slope, high - slope / 2)
+
+
+def vp_uniform(sigma_max: float, sigma_min: float, points: int, rho: float) -> Array:
+    """Uniform in t^(1/rho) of the schedule `vp_of`."""
+    return vp_of(sigma_max, sigma_min).rho(polynomial(1.0, EPSILON_S, points, rho))
+
+
+def iddpm(sigma_max: float, sigma_min: float, points: int) -> Array:
+    """Karras et al. 2022, table 1, iDDPM: M = 1000 levels, C1 = 0.001, C2 = 0.008."""
+    levels, floor, offset = 1000, 0.001, 0.008
+    bar = np.sin(0.5 * np.pi * np.arange(levels + 1) / levels / (offset + 1)) ** 2
+    u = np.zeros(levels + 1)
+    for j in range(levels, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(bar[j - 1] / bar[j], floor) - 1)
+    usable = u[(u >= sigma_min) & (u <= sigma_max)]
+    return usable[np.round((len(usable) - 1) / (points - 1) * np.arange(points)).astype(int)]
+
+
+def _to_zero(sigmas: Array) -> list[float]:
+    return [*sigmas.tolist(), 0.0]
+
+
+@family("nvlabs_edm")
+def nvlabs_edm(case: Case) -> Answer:
+    """NVlabs/edm: ``edm_sampler`` and ``ablation_sampler`` of generate.py."""
+    config = case.config
+    if "solver" not in config:
+        return _edm_sampler(case)
+    if config["schedule"] != "linear" or config["scaling"] != "none":
+        return Unsupported(
+            "integrates in t where sigma(t) is not t: x' is not a step in sigma, and a constant "
+            "noise prediction is not followed exactly"
+        )
+    if config["S_churn"]:
+        return Unsupported("churn in the ablation sampler")
+    schedule, points = VarianceExploding(), config["num_steps"]
+    vp = VPLinear(beta_min=0.1, beta_max=20.0)
+    usual = {
+        "vp": (math.exp(-vp.lam(1.0)), math.exp(-vp.lam(EPSILON_S))),
+        "ve": (100.0, 0.02),
+        "iddpm": (81.0, 0.002),
+        "edm": (80.0, 0.002),
+    }[config["discretization"]]
+    ends = (config.get("sigma_max", usual[0]), config.get("sigma_min", usual[1]))
+    sigmas = {
+        "vp": lambda: vp_uniform(*ends, points, 1.0),
+        "ve": lambda: log_linear(*ends, points),
+        "iddpm": lambda: iddpm(*ends, points),
+        "edm": lambda: polynomial(*ends, points, config.get("rho", 7)),
+    }[config["discretization"]]()
+    options = {} if config["solver"] == "euler" else {"r": config["alpha"]}
+    plan = make_plan(config["solver"], schedule, times=_to_zero(sigmas), **options)
+    # The sampler scales unit noise to its own first sigma.
+    unit = case.x_T / (80.0 if case.schedule == "edm" else vp.sigma(1.0))
+    start = unit * sigmas[0]
+    called = case.arrays["sigma_eval"]
+    return Recipe(of_plan(plan), schedule, "sample", called_at=called, x_T=start)
+
+
+def _edm_sampler(case: Case) -> Recipe:
+    config, schedule = case.config, schedule_of(case)
+    sigmas = polynomial(
+        config["sigma_max"], config["sigma_min"], config["num_steps"], config["rho"]
+    )
+    low, high = float(config["S_min"]), float(config["S_max"])
+    plan = make_plan(
+        "heun",
+        schedule,
+        times=_to_zero(sigmas),
+        s_churn=config["S_churn"],
+        s_min=low,
+        s_max=high,
+        s_noise=config["S_noise"],
+    )
+    noise = None
+    if plan.stochastic:
+        # One draw a step, which is used where the noise level is raised.
+        inside = (sigmas >= low) & (sigmas <= high)
+        noise = [torch.from_numpy(z) for z in case.arrays["noise"][inside]]
+    return Recipe(of_plan(plan, noise), schedule, "sample")
+
+
+@family("k_diffusion")
+def k_diffusion(case: Case) -> Answer:
+    """crowsonkb/k-diffusion: the deterministic samplers of sampling.py."""
+    config, schedule, name = case.config, schedule_of(case), case.function
+    if name == "sample_dpm_fast":
+        plan = make_plan(
+            "dpm-solver",
+            schedule,
+            nfe=config["n"],
+            order=3,
+            steps="singlestep",
+            spacing="logsnr",
+            t_start=config["sigma_max"],
+            t_end=config["sigma_min"],
+        )
+        return Recipe(of_plan(plan), schedule, "sample")
+    if name == "sample_dpm_adaptive":
+        return Unsupported("a PID step-size controller")
+    sigmas = k_sigmas(config)
+    if sigmas is None:
+        return Unsupported(f"grid {config['grid']!r}")
+    simple: dict[str, tuple[str, dict[str, Any]]] = {
+        "sample_euler": ("euler", {}),
+        "sample_heun": ("heun", {}),
+        "sample_dpm_2": ("dpm2", {}),
+        "sample_lms": ("lms", {"order": min(config.get("order", 4), len(sigmas))}),
+        "sample_dpmpp_2m": ("dpm-solver++", _multistep(min(2, len(sigmas)), "dpmsolver")),
+    }
+    if name in simple:
+        solver, options = simple[name]
+        plan = make_plan(solver, schedule, times=_to_zero(sigmas), **options)
+        return Recipe(of_plan(plan), schedule, "sample")
+    if config.get("eta", 1.0) > 0:
+        return Unsupported("the stochastic samplers of k-diffusion")
+    if name == "sample_dpmpp_2m_sde":
+        kind = {"midpoint": "dpmsolver", "heun": "taylor"}[config["solver_type"]]
+        options = _multistep(min(2, len(sigmas)), kind)
+        plan = make_plan("dpm-solver++", schedule, times=_to_zero(sigmas), **options)
+    elif name == "sample_dpmpp_3m_sde":
+        options = _multistep(min(3, len(sigmas)), "taylor")
+        plan = make_plan("dpm-solver++", schedule, times=_to_zero(sigmas), **options)
+    elif name in ("sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"):
+        inner = np.sqrt(sigmas[:-1] * sigmas[1:])
+        times = np.append(np.stack([sigmas[:-1], inner], axis=1).ravel(), sigmas[-1])
+        plan = make_plan(
+            "dpm-solver++", schedule, times=_to_zero(times), order=2, steps="singlestep"
+        )
+    else:
+        return Unsupported("the stochastic samplers of k-diffusion")
+    return Recipe(of_plan(plan), schedule, "sample")
+
+
+def k_sigmas(config: Any) -> Array | None:
+    """The sigmas before the final 0."""
+    ends, n = (config["sigma_max"], config["sigma_min"]), config["n_sigmas"]
+    if config["grid"] == "karras":
+        return polynomial(*ends, n, config["rho"])
+    if config["grid"] == "exponential":
+        return log_linear(*ends, n)
+    if config["grid"].startswith("polyexponential"):
+        ramp = np.linspace(1.0, 0.0, n) ** config["rho"]
+        first, last = map(math.log, ends)
+        return np.exp(last + ramp * (first - last))
+    return None
+
+
+def _multistep(order: int, solver_type: str) -> dict[str, Any]:
+    return {
+        "order": order,
+        "steps": "multistep",
+        "solver_type": solver_type,
+        "lower_order_final": False,
+    }
+
+
+@family("diff_sampler")
+def diff_sampler(case: Case) -> Answer:
+    """zju-pi/diff-sampler: solvers.py of diff-solvers-main."""
+    config, schedule = case.config, schedule_of(case)
+    if config["afs"]:
+        return Unsupported("the analytical first step, which replaces the first network call")
+    ends, points = (config["sigma_max"], config["sigma_min"]), config["num_steps"]
+    spacings: dict[str, Callable[[], Array]] = {
+        "polynomial": lambda: polynomial(*ends, points, config["schedule_rho"]),
+        "logsnr": lambda: log_linear(*ends, points),
+        "time_uniform": lambda: vp_uniform(*ends, points, config["schedule_rho"]),
+    }
+    if config["schedule_type"] not in spacings:
+        return Unsupported(f"schedule_type {config['schedule_type']!r}")
+    sigmas = spacings[config["schedule_type"]]()
+    order = min(config.get("max_order", 1), points - 1)
+    name = case.function
+    if name == "deis_sampler":
+        return _diff_sampler_deis(case, schedule, sigmas)
+    options: dict[str, Any]
+    if name == "ipndm_v_sampler" and order > 2:
+        return Difference(
+            "its variable-step weights of order 3 and 4 have a misplaced parenthesis and are "
+            "those of Adams-Bashforth only for equal steps"
+        )
+    if name == "dpm_2_sampler":
+        solver, options = "dpm2", {"r": config["r"]}
+    elif name in ("ipndm_sampler", "ipndm_v_sampler"):
+        variable = name == "ipndm_v_sampler"
+        solver = "ipndm"
+        options = {"order": order, "variant": "variable" if variable else "fixed"}
+    elif name == "dpm_pp_sampler":
+        solver = "dpm-solver++" if config["predict_x0"] else "dpm-solver"
+        options = {
+            "order": order,
+            "steps": "multistep",
+            "lower_order_final": config["lower_order_final"],
+        }
+    elif name == "unipc_sampler":
+        solver = "unipc"
+        options = {
+            "order": order,
+            "variant": config["variant"],
+            "space": "data" if config["predict_x0"] else "noise",
+            "lower_order_final": config["lower_order_final"],
+        }
+    else:
+        solver, options = {"euler_sampler": "euler", "heun_sampler": "heun"}[name], {}
+    plan = make_plan(
+        solver,
+        schedule,
+        times=sigmas.tolist(),
+        denoise_to_zero=config["denoise_to_zero"],
+        **options,
+    )
+    always_on = config["dynamic_thresholding"].startswith("official")
+    if always_on and config.get("predict_x0", False):
+        return Recipe(_thresholded(plan), schedule, "sample")
+    return Recipe(of_plan(plan), schedule, "sample")
+
+
+def _diff_sampler_deis(case: Case, schedule: NoiseSchedule, sigmas: Array) -> Answer:
+    config = case.config
+    order = min(config["max_order_passed"], len(sigmas) - 1)
+    if config["deis_mode"] == "rhoab":
+        plan = make_plan("deis", schedule, times=sigmas.tolist(), variant="rhoab", order=order)
+        return Recipe(of_plan(plan), schedule, "sample")
+    # The polynomial in the time of a VP schedule, summed over rectangles after the first step.
+    vp = vp_of(80.0, 0.002)
+    predictor = rectangles(
+        lambda node: vp.time(node.sigma),
+        vp.rho_slope,
+        last_point=True,
+        exact_start=True,
+    )
+    nodes = make_plan("ddim", schedule, times=sigmas.tolist()).rows
+    grid = Grid(schedule, sigmas[0], sigmas[-1], explicit=tuple(row.node for row in nodes))
+    return Recipe(of_plan(summed_plan(grid, predictor, order)), schedule, "sample")
+
+
+def _thresholded(plan: Plan) -> Callable[[Denoiser, Tensor], Tensor]:
+    def run(denoise: Denoiser, x_T: Tensor) -> Tensor:
+        clipped = Denoiser(
+            denoise.network,
+            denoise.schedule,
+            denoise.native,
+            network_time=denoise.network_time,
+            threshold=DynamicThreshold(ratio=0.995),
+        )
+        return sample(clipped, x_T, plan)
+
+    return run

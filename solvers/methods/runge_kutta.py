@@ -1,0 +1,208 @@
+r"""The frame of Runge-Kutta methods in rho = sigma / alpha.
+
+In y = x / alpha the probability-flow ODE is dy / d rho = eps, so that a tableau (c, a, b) reads
+
+    y_i = y_s + h sum_j a_ij eps(y_j, rho_s + c_j h),     y_t = y_s + h sum_j b_j eps(...),
+
+with h = rho_t - rho_s. The step to sigma = 0 and the step from alpha = 0, where eps or rho do not
+exist, are Euler steps.
+
+Churn (Karras et al. 2022, algorithm 2) raises the noise level before a step, from rho_s to
+(1 + gamma) rho_s, by adding fresh noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from ..grids import Grid
+from ..plan import DATA, NOISE, Node, Noise, Plan, Row
+from ..schedules import NoiseSchedule
+from .multistep import first_order
+
+MAX_CHURN = math.sqrt(2) - 1
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: row i of ``a`` has i entries.
+
+    Raises ValueError unless the rows of a sum to c and b sums to 1.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.a) == len(self.b) == len(self.c):
+            raise ValueError(f"{self}: a, b and c need one row each a stage")
+        for i, (row, c) in enumerate(zip(self.a, self.c, strict=True)):
+            if len(row) != i or abs(sum(row) - c) > 1e-14:
+                raise ValueError(f"{self}: row {i} of a needs {i} entries that sum to c = {c}")
+        if abs(sum(self.b) - 1) > 1e-14:
+            raise ValueError(f"{self}: b needs to sum to 1")
+
+
+EULER = Tableau(((),), (1.0,), (0.0,))
+HEUN = Tableau(((), (1.0,)), (1 / 2, 1 / 2), (0.0, 1.0))
+KUTTA3 = Tableau(((), (1 / 2,), (-1.0, 2.0)), (1 / 6, 4 / 6, 1 / 6), (0.0, 1 / 2, 1.0))
+HEUN3 = Tableau(((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4), (0.0, 1 / 3, 2 / 3))
+RK4 = Tableau(
+    ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    (1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    (0.0, 1 / 2, 1 / 2, 1.0),
+)
+CLASSICAL: Mapping[int, Tableau] = {1: EULER, 2: HEUN, 3: KUTTA3, 4: RK4}
+
+Method = Callable[[int, Node, Node], Tableau]
+"""(number of stages, start, end of the step) -> tableau."""
+
+
+class Churn(NamedTuple):
+    """EDM's S_churn, S_min, S_max and S_noise; the range is of rho = sigma / alpha."""
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def checked(self) -> Churn:
+        """Itself, or ValueError naming the entry that is out of range."""
+        if not 0 <= self.amount < math.inf:
+            raise ValueError(f"s_churn={self.amount!r}: need a number of at least 0")
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"s_min={self.low!r}, s_max={self.high!r}: need 0 <= s_min <= s_max")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"s_noise={self.noise!r}: need a number of at least 0")
+        return self
+
+    def gamma(self, node: Node, steps: int) -> float:
+        """By how much to raise the noise level at ``node`` in a run of ``steps`` steps."""
+        inside = node.alpha > 0 and self.low <= node.sigma / node.alpha <= self.high
+        return min(self.amount / steps, MAX_CHURN) if inside else 0.0
+
+
+def runge_kutta(
+    grid: Grid, nfe: int | None, stages: int, method: Method, churn: Churn | None = None
+) -> Plan:
+    """The plan of ``method`` with ``stages`` evaluations a step.
+
+    ``nfe`` evaluations are e Euler steps at infinite lambda (e <= 2), as many full steps as fit,
+    and one step of fewer stages if something is left, which is the last with sigma > 0.
+    Raises ValueError if nfe does not fit an explicit grid.
+    """
+    churn = (churn or Churn()).checked()
+    nodes, counts = layout(grid, nfe, stages)
+    gammas = [churn.gamma(node, len(counts)) for node in nodes]
+    for i in range(1, len(nodes)):
+        if nodes[i].lam == nodes[i - 1].lam:  # raised already, and no lambda is left to name
+            gammas[i] = 0.0
+    starts = _raised(nodes, gammas, grid.schedule)
+    steps = list(zip(starts, nodes[1:], counts, strict=False))
+    tableaus = [method(count, start, end) for start, end, count in steps]
+    inner = _inner(steps, tableaus, grid.schedule)
+    rows = [Row(nodes[0])]
+    for i, (start, end, _) in enumerate(steps):
+        if start is not nodes[i]:
+            above = nodes[i - 1].lam if i > 0 else -math.inf
+            rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.noise))
+        _step(rows, end, tableaus[i], inner[i])
+    noisy = any(row.noise for row in rows)
+    return Plan(tuple(rows), consistent=churn.noise == 1 or not noisy)
+
+
+def layout(grid: Grid, nfe: int | None, stages: int) -> tuple[list[Node], list[int]]:
+    """The nodes and the number of evaluations of every step."""
+    first, last = (grid.explicit[0], grid.explicit[-1]) if grid.explicit else grid.nodes(1)
+    before, after = int(first.alpha == 0), int(last.sigma == 0)
+    if grid.intervals is not None:
+        inner = max(0, grid.intervals - before - after)
+        most = min(grid.intervals, before + after) + stages * inner
+        least = most - (stages - 1 if inner else 0)
+        if nfe is not None and not least <= nfe <= most:
+            raise ValueError(
+                f"nfe={nfe}: the grid of {grid.intervals} intervals takes "
+                f"{most if least == most else f'{least} to {most}'}"
+            )
+        nfe = most if nfe is None else nfe
+    elif nfe is None or nfe < 1:
+        raise ValueError(f"nfe={nfe!r}: need at least 1")
+    if nfe <= before + after:
+        counts = [1] * nfe
+    else:
+        full, rest = divmod(nfe - before - after, stages)
+        counts = [1] * before + [stages] * full + [rest] * (rest > 0) + [1] * after
+    return grid.nodes(len(counts)), counts
+
+
+def _step(rows: list[Row], end: Node, tableau: Tableau, inner: Mapping[float, Node]) -> None:
+    base, start = len(rows) - 1, rows[-1].node
+    target = DATA if start.alpha == 0 or end.sigma == 0 else NOISE
+    rows[base] = replace(rows[base], target=target)
+    outputs = [base]
+    for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
+        node = end if c == 1 else inner[c]
+        outputs.append(len(rows))
+        rows.append(replace(_combine(rows[base], node, outputs, a, c), target=NOISE))
+    rows.append(_combine(rows[base], end, outputs, tableau.b, 1.0))
+
+
+def _combine(
+    base: Row, node: Node, outputs: Sequence[int], weights: Sequence[float], total: float
+) -> Row:
+    assert base.target is not None
+    a, b = first_order(base.target, base.node, node)
+    used = tuple((j, b * w / total) for j, w in zip(outputs, weights, strict=False) if w and b)
+    return Row(node, ((outputs[0], a),) if a else (), used)
+
+
+def _inner(
+    steps: Sequence[tuple[Node, Node, int]], tableaus: Sequence[Tableau], schedule: NoiseSchedule
+) -> list[dict[float, Node]]:
+    """For every step, its nodes strictly inside by their c."""
+    places: list[tuple[int, float]] = []
+    lams = []
+    for i, ((start, end, _), tableau) in enumerate(zip(steps, tableaus, strict=True)):
+        for c in sorted(set(tableau.c) - {0.0, 1.0}):
+            rho_s, rho_t = start.sigma / start.alpha, end.sigma / end.alpha
+            places.append((i, c))
+            lams.append(-math.log(rho_s + c * (rho_t - rho_s)))
+    found: list[dict[float, Node]] = [{} for _ in steps]
+    for (i, c), node in zip(places, _at_lams(schedule, lams), strict=True):
+        found[i][c] = node
+    return found
+
+
+def _raised(nodes: Sequence[Node], gammas: Sequence[float], schedule: NoiseSchedule) -> list[Node]:
+    """The nodes with their noise level raised by gamma, at most to that of t_max."""
+    if not any(gammas):
+        return list(nodes)
+    top = schedule.lam(schedule.t_max)
+    lams = [max(n.lam - math.log1p(g), top) for n, g in zip(nodes, gammas, strict=True)]
+    raised = _at_lams(schedule, lams)
+    return [
+        up if gamma > 0 and lam < node.lam else node
+        for node, up, gamma, lam in zip(nodes, raised, gammas, lams, strict=True)
+    ]
+
+
+def _noise_row(base: int, node: Node, up: Node, above: float, amplitude: float) -> Row:
+    # The noise belongs to the lambda interval that is re-noised, cut at the previous node:
+    # intervals of different steps then never overlap, so that their noise is independent.
+    a = up.alpha / node.alpha
+    added = math.sqrt(up.sigma**2 - (a * node.sigma) ** 2)
+    noise = Noise(amplitude * added, max(above, up.lam), node.lam)
+    return Row(up, ((base, a),), noise=(noise,))
+
+
+def _at_lams(schedule: NoiseSchedule, lams: Sequence[float]) -> list[Node]:
+    # In any order, unlike `nodes_at_lams`, and all at once, since each call costs tensor work.
+    times = schedule.time(torch.tensor(lams, dtype=torch.float64))
+    columns = times.tolist(), schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
+    return [Node(*entry) for entry in zip(*columns, strict=True)]

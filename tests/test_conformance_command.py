@@ -1,0 +1,177 @@
+"""``logsnr conformance``: what it matches, and that it fails when something is wrong."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from logsnr.benchmarks import official
+from logsnr.benchmarks.conformance import (
+    TOLERANCE,
+    check_folder,
+    compare,
+    conformance,
+    read_cases,
+    summarise,
+)
+from logsnr.benchmarks.problems import Mixture
+
+DATA = Path(__file__).parent / "data"
+MODEL = Mixture.load(DATA / "model.json")
+
+
+@pytest.fixture(scope="module")
+def comparisons():
+    return check_folder(DATA)
+
+
+def run_command(*arguments):
+    app = Typer()
+    app.command()(conformance)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def unipc_case():
+    return next(case for case in read_cases(DATA, ["unipc"]) if case.config["order"] == 2)
+
+
+def copy_with(tmp_path, change):
+    """A copy of the unipc cases after ``change`` of the list of index entries and the arrays."""
+    for name in ("model.json", "problems.npz"):
+        shutil.copy(DATA / name, tmp_path)
+    index = json.loads((DATA / "unipc.json").read_text())
+    index["cases"] = index["cases"][:3]
+    with np.load(DATA / "unipc.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    change(index["cases"], arrays)
+    (tmp_path / "unipc.json").write_text(json.dumps(index))
+    np.savez(tmp_path / "unipc.npz", **arrays)
+    return tmp_path
+
+
+def test_every_case_is_matched_or_explained(comparisons):
+    unexplained = [entry for entry in comparisons if entry.status == "unexplained"]
+    assert not unexplained
+    assert all(entry.reason for entry in comparisons if entry.status != "matched")
+
+
+def test_at_least_95_percent_are_matched_within_the_tolerance(comparisons):
+    matched = [entry for entry in comparisons if entry.status == "matched"]
+    finite = [e for e in comparisons if "not finite" not in e.reason]
+    assert len(matched) >= 0.95 * len(finite)
+    assert max(entry.error for entry in matched) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["dpm_solver", "unipc", "edm_thuml", "deis"])
+def test_families_without_known_defects_are_matched_completely(comparisons, family):
+    (summary,) = summarise([entry for entry in comparisons if entry.family == family])
+    assert summary.matched == summary.cases > 0
+
+
+def test_other_start_states_are_run_not_looked_up():
+    case = unipc_case()
+    assert compare(case, MODEL).status == "matched"
+    other = compare(replace(case, x_T=case.x_T[::-1]), MODEL)
+    assert (other.status, other.reason) == ("unexplained", "the result differs")
+    permuted = replace(
+        case, x_T=case.x_T[::-1], arrays={**case.arrays, "final": case.arrays["final"][::-1]}
+    )
+    assert compare(permuted, MODEL).status == "matched"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order": 3},
+        {"variant": "bh3"},
+        {"skip_type": "time_quadratic"},
+        {"t_end": 2e-3},
+        {"lower_order_final": None, "steps": 1},
+    ],
+)
+def test_another_configuration_does_not_match(change):
+    case = unipc_case()
+    assert any(case.config[key] != value for key, value in change.items())
+    config = {**case.config, **change}
+    assert compare(replace(case, config=config), MODEL).status == "unexplained"
+
+
+def test_a_configuration_without_an_option_is_unexplained():
+    case = unipc_case()
+    config = {key: value for key, value in case.config.items() if key != "skip_type"}
+    found = compare(replace(case, config=config), MODEL)
+    assert (found.status, found.reason) == ("unexplained", "the case has no 'skip_type'")
+
+
+def test_number_and_times_of_the_calls_must_match_too():
+    case = unipc_case()
+    times = case.arrays["t_eval"]
+    for wrong in (times[:-1], times * (1 + 1e-6)):
+        found = compare(replace(case, arrays={**case.arrays, "t_eval": wrong}), MODEL)
+        assert found.status == "unexplained"
+        assert "network calls" in found.reason
+        assert found.error < TOLERANCE
+
+
+def test_an_official_result_that_is_not_finite_is_a_difference_if_ours_is_finite():
+    case = unipc_case()
+    broken = {**case.arrays, "final": np.full_like(case.arrays["final"], np.nan)}
+    found = compare(replace(case, arrays=broken), MODEL)
+    assert found.status == "difference"
+    assert "not finite" in found.reason
+
+
+def test_an_unknown_family_is_unexplained():
+    assert compare(replace(unipc_case(), family="other"), MODEL).status == "unexplained"
+
+
+def test_a_wrong_result_larger_than_rounding_is_not_excused_as_rounding():
+    case = unipc_case()
+    moved = {**case.arrays, "final": case.arrays["final"] * (1 + 1e-8)}
+    assert compare(replace(case, arrays=moved), MODEL).status == "unexplained"
+
+
+def test_every_recipe_names_a_schedule_that_is_known():
+    with pytest.raises(ValueError, match="schedule='sine'"):
+        official.schedule_of(replace(unipc_case(), schedule="sine"))
+
+
+def test_command_prints_a_line_a_family_and_succeeds():
+    result = run_command(DATA, "--family", "unipc", "--family", "deis")
+    assert result.exit_code == 0, result.output
+    lines = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip()}
+    assert lines["unipc"][1] == lines["unipc"][2] == "55"
+    assert lines["deis"][1] == lines["deis"][2] == "36"
+
+
+def test_command_writes_json(tmp_path):
+    result = run_command(DATA, "--family", "unipc", "--json", "--out", tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record == json.loads((tmp_path / "out.json").read_text())
+    (family,) = record["families"]
+    assert (family["matched"], family["unexplained"]) == (55, 0)
+    assert len(record["cases"]) == 55
+
+
+def test_command_fails_and_lists_what_is_unexplained(tmp_path):
+    def spoil(cases, arrays):
+        arrays[cases[1]["arrays"]["final"]] *= 1 + 1e-7
+
+    folder = copy_with(tmp_path, spoil)
+    result = run_command(folder, "-v")
+    assert result.exit_code == 1
+    spoiled = json.loads((folder / "unipc.json").read_text())["cases"][1]
+    assert f"{spoiled['id']} {spoiled['name']}: unexplained" in result.output
+
+
+def test_command_names_what_is_missing(tmp_path):
+    assert run_command(tmp_path).exit_code == 2
+    result = run_command(DATA, "--family", "unknown")
+    assert result.exit_code == 2
+    assert "unipc" in result.output

@@ -1,0 +1,286 @@
+"""The comparison of solvers on the embedded model, and the command line around it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from logsnr.benchmarks import comparison, results
+from logsnr.benchmarks.__main__ import COMMANDS, app
+from logsnr.benchmarks.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
+from logsnr.benchmarks.embedded import load_scheduler_config
+from logsnr.benchmarks.report import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
+from logsnr.benchmarks.stock import sample_stock, stock_scheduler
+from logsnr.solvers import make_plan, sample
+
+NFE = (5, 10, 20)
+
+
+@pytest.fixture
+def cheap_reference(monkeypatch):
+    """Two evaluations instead of hundreds, where a test is not about errors."""
+
+    def two_steps(denoise, x_T, schedule, *, rtol):
+        return sample(denoise, x_T, make_plan("ddim", schedule, nfe=2)), rtol
+
+    monkeypatch.setattr(comparison, "reference_solution", two_steps)
+
+
+def without_time(record):
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+# Records
+
+
+def record(nfe: int, **measured):
+    wanted = {"solver": "ddim", "options": {"a": 1}, "nfe": nfe, "seed": 0, "problem": {"b": 2}}
+    return wanted | measured
+
+
+def test_records_are_found_by_identity_and_the_last_one_wins(tmp_path):
+    path = tmp_path / "folder" / "records.jsonl"
+    assert results.load(path) == {}
+    for entry in (record(5, rmse=1.0), record(8, rmse=float("nan")), record(5, rmse=2.0)):
+        results.append(path, entry)
+    found = results.load(path)
+    assert found[results.identity(record(5))] == record(5, rmse=2.0)
+    assert found[results.identity(record(8))] == record(8, rmse=None)
+    assert len(found) == 2 and len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("length", [1, 20, -1])
+def test_a_line_cut_by_a_kill_loses_nothing_else(tmp_path, length):
+    path = tmp_path / "records.jsonl"
+    results.append(path, record(5))
+    with path.open("a") as file:
+        file.write(json.dumps(record(8))[:length])
+    assert list(results.load(path).values()) == [record(5)]
+    results.append(path, record(10))
+    assert list(results.load(path).values()) == [record(5), record(10)]
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with pytest.raises(ValueError, match="record lacks 'solver'"):
+        results.append(path, {"nfe": 3})
+    assert not path.exists()
+    results.append(path, record(5))
+    for line in ("{", '{"nfe": 3}', "7"):
+        path.write_text(json.dumps(record(5)) + "\n" + line + "\n")
+        with pytest.raises(ValueError, match=r"records.jsonl, line 2 is not a record"):
+            results.load(path)
+
+
+# diffusers' schedulers
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("name", "solver", "options"),
+    [
+        ("DDIMScheduler", "ddim", {}),
+        ("DPMSolverMultistepScheduler", "dpm-solver++", {"order": 2}),
+        ("UniPCMultistepScheduler", "unipc", {"order": 2}),
+    ],
+)
+def test_both_sides_share_network_start_and_end(name, solver, options, guidance):
+    """On the same nodes a stock scheduler and our plan of its method give the same samples.
+
+    diffusers' tables are float32, and at the start x0 has their rounding times sigma/alpha = 15.
+    """
+    problem = comparison.load_problem(Settings(samples=3, guidance=guidance))
+    plan = make_plan(solver, problem.schedule, nfe=10, spacing="trailing", **options)
+    ours = sample(problem.denoiser(problem.labels), problem.x_T, plan)
+    network = problem.denoiser(problem.labels, network_time=lambda index: index).evaluate
+    scheduler = stock_scheduler(name, load_scheduler_config(), timestep_spacing="trailing")
+    theirs = sample_stock(network, problem.x_T, scheduler, 10)
+    assert (ours - theirs).abs().max() < 1e-3
+    assert (ours - problem.x_T).abs().max() > 1
+
+
+def test_an_unknown_stock_scheduler_is_refused():
+    with pytest.raises(ValueError, match="name='PNDMScheduler': choose one of DDIMScheduler"):
+        stock_scheduler("PNDMScheduler", load_scheduler_config())
+
+
+# The comparison
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All methods on four starts: (folder, settings, records)."""
+    folder = tmp_path_factory.mktemp("everything")
+    settings = Settings(samples=4, nfe=NFE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "RTOL", 1e-4)  # a third of the cost
+        return folder, settings, list(compare(settings, folder))
+
+
+def test_every_run_is_recorded_with_its_counted_cost(everything):
+    folder, settings, (reference, *records) = everything
+    assert [(r["solver"], r["nfe"]) for r in records] == settings.runs
+    assert len(settings.runs) == len(METHODS) * len(NFE)
+    for entry in records:
+        assert entry["status"] == "ok" and entry["nfe_counted"] == entry["nfe"]
+        assert entry["seconds"] > 0 and entry["rmse"] > 0 and entry["fid"] > 0
+        psnr = 20 * torch.log10(torch.tensor(2 / entry["rmse"])).item()
+        assert entry["psnr"] == pytest.approx(psnr, abs=1e-4)
+    assert reference["solver"] == REFERENCE and reference["nfe_counted"] > 50
+    assert 0 < reference["error_bar"] < min(r["rmse"] for r in records)
+    assert list(results.load(folder / RECORDS).values()) == [reference, *records]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_error_falls_with_nfe(everything, name):
+    errors = [r["rmse"] for r in everything[2] if r["solver"] == name]
+    assert len(errors) == len(NFE) and errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.6 * errors[0]
+
+
+def test_ours_is_no_worse_than_stock_at_10_evaluations(everything):
+    at_10 = [r for r in everything[2] if r["nfe"] == 10]
+    ours = min(r["rmse"] for r in at_10 if not METHODS[r["solver"]].stock)
+    stock = min(r["rmse"] for r in at_10 if METHODS[r["solver"]].stock)
+    assert ours <= stock
+
+
+def test_the_report_shows_every_number(everything):
+    folder, settings, records = everything
+    page = write_report(folder, settings, records).read_text()
+    for entry in records[1:]:
+        assert f"{entry['rmse']:.4f}" in page and f"{entry['fid']:.2f}" in page
+        assert f"| {METHODS[entry['solver']].title} |" in page
+    for name in (ERROR_PLOT, PICTURES):
+        assert f"]({name})" in page
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path, cheap_reference):
+    settings = Settings(samples=4, nfe=(5,), solvers=("ddim", "unipc-2", "stock-ddim"))
+    whole = list(compare(settings, tmp_path / "whole"))
+    killed = compare(settings, tmp_path / "killed")
+    first = [next(killed) for _ in range(3)]
+    killed.close()
+    path = tmp_path / "killed" / RECORDS
+    path.write_text(path.read_text() + json.dumps(whole[3])[:40])
+    (tmp_path / "killed" / first[1]["file"]).unlink()  # samples that were lost are made again
+    called: list[str] = []
+    rest = list(compare(settings, tmp_path / "killed", called.append))
+    assert called == ["ddim"] * 5 + ["stock-ddim"] * 5
+    assert list(map(without_time, rest)) == list(map(without_time, whole))
+    assert list(compare(settings, tmp_path / "killed", called.append)) == rest
+    assert len(called) == 10
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": 3}, {"nfe": (4,)}, {"seed": 1}, {"guidance": 2.0}], ids=str
+)
+def test_other_settings_are_measured_anew(tmp_path, cheap_reference, change):
+    settings = Settings(samples=2, nfe=(3,), solvers=("ddim",))
+    first = list(compare(settings, tmp_path))
+    called: list[str] = []
+    second = list(compare(replace(settings, **change), tmp_path, called.append))
+    assert called.count("ddim") == second[1]["nfe_counted"] == second[1]["nfe"]
+    assert second[1]["rmse"] != first[1]["rmse"]
+
+
+@pytest.mark.parametrize("name", ["unipc-2", "stock-unipc-2"])
+def test_a_diverged_run_is_recorded_and_reported(tmp_path, monkeypatch, cheap_reference, name):
+    """The network is not a number at its 7th call, during the second run."""
+    settings = Settings(samples=2, nfe=(4, 5), solvers=("ddim", name))
+    records = list(compare(replace(settings, solvers=("ddim",)), tmp_path))
+    load_unet = comparison.load_unet
+    calls = 0
+
+    def break_down(module, arguments, output):
+        nonlocal calls
+        calls += 1
+        return output if calls < 7 else type(output)(sample=output.sample * float("nan"))
+
+    def broken_unet():
+        unet = load_unet()
+        unet.register_forward_hook(break_down)
+        return unet
+
+    monkeypatch.setattr(comparison, "load_unet", broken_unet)
+    records = list(compare(settings, tmp_path))
+    assert [r["status"] for r in records] == ["ok"] * 4 + ["diverged"]
+    assert "not finite" in records[-1]["note"] and "rmse" not in records[-1]
+    page = write_report(tmp_path, settings, records)
+    assert page.read_text().count("diverged") == markdown(settings, records).count("diverged") == 5
+    assert list(compare(settings, tmp_path)) == records
+
+
+# The command line
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), prog_name="logsnr")
+
+
+def test_the_command_writes_and_prints_its_results(tmp_path, cheap_reference):
+    arguments = ["demo", "--samples=4", "--nfe=10,5", "--solvers=unipc-2,stock-unipc-2-trailing"]
+    arguments += ["--seed=3", f"--out={tmp_path}"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "Best at 10 NFE: ours UniPC-2, RMSE" in " ".join(result.output.split())
+    for name in (REPORT, ERROR_PLOT, PICTURES, RECORDS):
+        assert (tmp_path / name).exists() and name in result.output
+    again = run(*arguments, "--json")
+    records = json.loads(again.stdout)
+    assert records == list(results.load(tmp_path / RECORDS).values())
+    assert [r["nfe"] for r in records] == [None, 5, 10, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("samples", "1", "need at least 2"),
+        ("samples", "many", "unable to parse"),
+        ("nfe", "5,x", "need whole numbers"),
+        ("nfe", "0", "need numbers in 1..1000"),
+        ("nfe", "5,5", "need each entry once"),
+        ("nfe", "2,5", "needs at least 3"),
+        ("solvers", "ddim,euler", "'euler': choose some of ddim"),
+        ("solvers", "ddim,ddim", "need each entry once"),
+        ("seed", "-1", "need a whole number"),
+        ("guidance", "nan", "need a finite number"),
+        ("out", __file__, "need a folder"),
+    ],
+)
+def test_a_bad_value_names_its_option(monkeypatch, option, value, says):
+    def no_network():
+        raise AssertionError("the network was loaded")
+
+    monkeypatch.setattr(comparison, "load_unet", no_network)
+    result = run("demo", f"--{option}={value}")
+    message = " ".join(result.output.replace("│", "").split())
+    assert result.exit_code == 2
+    assert f"--{option}" in message and says in message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0, result.output
+    assert f"logsnr {name}" in result.output
+
+
+def test_the_overview_imports_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from logsnr.benchmarks.__main__ import main\n"
+        "sys.argv = ['logsnr', '--help']\n"
+        "try: main()\n"
+        "finally: print({'torch', 'diffusers', 'matplotlib'} & set(sys.modules))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert output.stdout.splitlines()[-1] == "set()"
+    assert all(name in output.stdout for name in COMMANDS)
