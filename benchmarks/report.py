@@ -30,16 +30,23 @@ REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"
 SHOWN = 5  # digits in a cell of the picture grid
 INK, MUTED = "#1b1f24", "#6e7781"
 
-# A solver and its counterpart in diffusers have one colour; diffusers' lines are dashed.
+# A solver and its counterparts in diffusers have one hue. diffusers' lines are broken: dotted as
+# the model's config says, dashed on their best grid.
 _STYLE = {
-    "ddim": ("#7a828c", "o"),
-    "heun": ("#9467bd", "P"),
-    "dpm++2s": ("#7fbf7b", "v"),
-    "dpm++3s": ("#1b7837", "^"),
-    "dpm++2m": ("#4393c3", "s"),
-    "dpm++3m": ("#08519c", "D"),
-    "unipc-2": ("#f4a582", "p"),
-    "unipc-3": ("#ca0020", "h"),
+    "ddim": ("#7a828c", "o", "-"),
+    "heun": ("#9467bd", "P", "-"),
+    "dpm++2s": ("#7fbf7b", "v", "-"),
+    "dpm++3s": ("#1b7837", "^", "-"),
+    "dpm++2m": ("#4393c3", "s", "-"),
+    "dpm++3m": ("#08519c", "D", "-"),
+    "unipc-2": ("#f08a4b", "p", "-"),
+    "unipc-3": ("#ca0020", "h", "-"),
+    "stock-ddim": ("#7a828c", "o", ":"),
+    "stock-ddim-trailing": ("#7a828c", "o", "--"),
+    "stock-dpm++2m": ("#4393c3", "s", ":"),
+    "stock-dpm++2m-karras": ("#4393c3", "s", "--"),
+    "stock-unipc-2": ("#f08a4b", "p", ":"),
+    "stock-unipc-2-karras": ("#f08a4b", "p", "--"),
 }
 
 
@@ -75,9 +82,9 @@ def verdict(settings: Settings, records: Sequence[Record]) -> str:
         if record is not None
     ]
     if ours is None or stock is None:
-        return f"Best at {nfe} NFE: {(parts or ['none'])[0]}."
+        return f"Best at {nfe} NFE: {(parts or ['all diverged'])[0]}."
     ratio = stock["rmse"] / ours["rmse"]
-    return f"Best at {nfe} NFE: ours {parts[0]}; diffusers' {parts[1]} ({ratio:.2f} times ours)."
+    return f"Best at {nfe} NFE: our {parts[0]}; {parts[1]} ({ratio:.2f} times as much)."
 
 
 def rows(
@@ -167,14 +174,14 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
         points = sorted((r["nfe"], r["rmse"]) for r in found)
         if points:
             stock = METHODS[name].stock
-            colour, marker = _STYLE[name.removeprefix("stock-").removesuffix("-trailing")]
+            colour, marker, dashes = _STYLE[name]
             (line,) = axes.plot(
                 *zip(*points, strict=True),
                 color=colour,
                 marker=marker,
                 markersize=6,
                 markerfacecolor="white" if stock else colour,
-                linestyle=(0, (4, 2)) if stock else "-",
+                linestyle=dashes,
                 linewidth=1.3 if stock else 1.8,
                 label=METHODS[name].title,
             )

@@ -108,7 +108,7 @@ def _admits(range_: Range, spacing: str) -> bool:
         if "needs a finite" in str(error):
             assert range_.from_pure_noise or range_.to_data
         else:
-            assert spacing in WHOLE_STEPS and "strictly falling times" in str(error)
+            assert spacing in WHOLE_STEPS and "not above t_end" in str(error)
         return False
     return True
 

@@ -407,3 +407,25 @@ def test_guidance_and_threshold_act_inside_a_run():
     clipped = Denoiser(lambda x, t: x, SCHEDULE, "epsilon", threshold=lambda x0: x0.clamp(-1, 1))
     to_data = make_plan("ddim", SCHEDULE, nfe=5, spacing="time", t_end=0.0)
     assert sample(clipped, X, to_data).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_autocast_does_not_lower_the_precision_of_the_states(name):
+    plan = make_plan(name, SCHEDULES["vp_linear"], nfe=6)
+    x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+
+    def denoise(x, t):
+        return torch.tanh(x)
+
+    expected = sample(denoise, x, plan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = sample(denoise, x, plan)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_outputs_of_another_shape_are_refused():
+    process = run(make_plan("ddim", SCHEDULES["vp_linear"], nfe=2), torch.zeros(2, 5))
+    next(process)
+    with pytest.raises(ValueError, match=r"output has shape \(1, 5\)"):
+        process.send(torch.zeros(1, 5))

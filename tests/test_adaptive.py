@@ -1,0 +1,173 @@
+"""Adaptive steps against the closed-form flow of Gaussian data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from logsnr.benchmarks.problems import Gaussian, Network
+from logsnr.solvers import (
+    Denoiser,
+    FlowMatching,
+    NFELimitError,
+    Node,
+    VarianceExploding,
+    VPLinear,
+    sample_adaptive,
+)
+
+SCHEDULES = [VPLinear(), VarianceExploding(0.01, 20.0)]
+DATA = Gaussian([0.5, -1.0, 2.0], [0.3, 1.0, 0.05])
+
+
+def node(schedule, t):
+    return Node(t, schedule.alpha(t), schedule.sigma(t))
+
+
+def problem(schedule, prediction="epsilon"):
+    """A recording network, its denoiser, start states and the exact flow through them."""
+    network = Network(DATA, schedule, prediction)
+    denoise = Denoiser(network, schedule, prediction, network_time=lambda t: t)
+    rng = torch.Generator().manual_seed(3)
+    start = node(schedule, schedule.t_start)
+    x = torch.randn(4, 3, generator=rng, dtype=torch.float64)
+    x = start.alpha * DATA.mean + start.sigma * x
+    return network, denoise, x, DATA.flow(start, x)
+
+
+def error(x, exact):
+    return float((x - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("space", ["data", "noise"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_error_follows_the_tolerance_and_every_call_is_counted(schedule, space, order):
+    network, denoise, x, flow = problem(schedule)
+    exact = flow(node(schedule, schedule.t_end))
+    errors, costs = [], []
+    for tolerance in (1e-2, 1e-4, 1e-6):
+        network.times.clear()
+        result, stats = sample_adaptive(
+            denoise, x, schedule, order=order, space=space, atol=tolerance, rtol=tolerance,
+            max_nfe=20_000,
+        )  # fmt: skip
+        assert stats.nfe == len(network.times)
+        assert stats.nfe == order * (len(stats.times) - 1 + stats.rejected)
+        assert stats.times[0] == schedule.t_start
+        assert stats.times[-1] == pytest.approx(schedule.t_end, abs=1e-5)
+        assert all(t > s for t, s in zip(stats.times, stats.times[1:], strict=False))
+        errors.append(error(result, exact))
+        costs.append(stats.nfe)
+    assert errors[2] < errors[1] < errors[0] and errors[2] < 1e-4
+    assert costs[0] < costs[1] < costs[2]
+
+
+def test_accepted_steps_pass_the_published_test_and_the_next_size_follows_from_it():
+    schedule = VPLinear()
+    _, denoise, x, _ = problem(schedule)
+    theta, tolerance = 0.9, 1e-3
+    _, stats = sample_adaptive(denoise, x, schedule, order=2, atol=tolerance, rtol=tolerance)
+    # Independently: one accepted step of DPM-Solver-12, written out from the paper.
+    previous = state = x
+    lams = [schedule.lam(t) for t in stats.times]
+    for i, (lam, next_lam) in enumerate(zip(lams[:-2], lams[1:-1], strict=True)):
+        h = next_lam - lam
+        s, m, t = (node(schedule, schedule.time(v)) for v in (lam, lam + h / 2, next_lam))
+        eps = DATA.predict(state, s.alpha, s.sigma)[0]
+        low = t.alpha / s.alpha * state - t.sigma * math.expm1(h) * eps
+        middle = m.alpha / s.alpha * state - m.sigma * math.expm1(h / 2) * eps
+        eps_m = DATA.predict(middle, m.alpha, m.sigma)[0]
+        high = t.alpha / s.alpha * state - t.sigma * math.expm1(h) * eps_m
+        delta = torch.maximum(low.abs(), previous.abs()).mul(tolerance).clamp(min=tolerance)
+        ratio = float(((high - low) / delta).square().mean(1).sqrt().max())
+        assert ratio <= 1
+        if not stats.rejected:
+            allowed = min(theta * h * ratio**-0.5, lams[-1] - next_lam)
+            assert lams[i + 2] - next_lam == pytest.approx(allowed, rel=1e-6)
+        state, previous = high, low
+    assert len(lams) > 5
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("space", ["data", "noise"])
+def test_the_result_does_not_depend_on_what_the_network_predicts(prediction, space):
+    schedule = VPLinear()
+    _, reference, x, _ = problem(schedule)
+    _, denoise, _, _ = problem(schedule, prediction)
+    expected, _ = sample_adaptive(reference, x, schedule, space=space)
+    result, _ = sample_adaptive(denoise, x, schedule, space=space)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("space", ["data", "noise"])
+def test_dense_output_follows_the_exact_path(schedule, space):
+    network, denoise, x, flow = problem(schedule)
+    _, stats = sample_adaptive(
+        denoise, x, schedule, space=space, atol=1e-6, rtol=1e-6, dense=True, max_nfe=20_000
+    )
+    assert stats.nfe == len(network.times) and network.times[-1] == stats.times[-1]
+    assert stats.dense is not None
+    low, high = schedule.lam(schedule.t_start), schedule.lam(schedule.t_end)
+    for share in (0.0, 0.013, 0.21, 0.5, 0.77, 0.999):
+        t = schedule.time(low + share * (high - low))
+        here = node(schedule, t)
+        scale = math.hypot(here.alpha, here.sigma)
+        assert error(stats.dense(t), flow(here)) < 2e-5 * scale
+    with pytest.raises(ValueError, match="t="):
+        stats.dense(2 * schedule.t_start)
+
+
+def test_the_cap_returns_what_was_reached():
+    schedule = VPLinear()
+    network, denoise, x, flow = problem(schedule)
+    with pytest.raises(NFELimitError, match="max_nfe=40") as caught:
+        sample_adaptive(denoise, x, schedule, order=2, atol=1e-5, rtol=1e-5, max_nfe=40)
+    reached = caught.value
+    assert reached.nfe == len(network.times) <= 40
+    assert schedule.t_end < reached.t < schedule.t_start
+    assert error(reached.x, flow(node(schedule, reached.t))) < 1e-3
+
+
+def test_the_dtype_of_the_start_is_kept():
+    schedule = VPLinear()
+    network, _, x, _ = problem(schedule)
+
+    def data_prediction(x, t):
+        return DATA.predict(x.double(), schedule.alpha(t), schedule.sigma(t))[1].to(x.dtype)
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        result, stats = sample_adaptive(data_prediction, x.to(dtype), schedule, space="data")
+        assert result.dtype == dtype and torch.isfinite(result).all() and stats.nfe > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("order", 4),
+        ("space", "velocity"),
+        ("solver_type", "heun"),
+        ("atol", 0.0),
+        ("rtol", math.nan),
+        ("h_init", -1.0),
+        ("theta", 1.0),
+        ("t_err", 0.0),
+        ("max_nfe", 1),
+        ("t_end", 2.0),
+    ],
+)
+def test_bad_arguments_are_named_before_the_network_is_called(name, value):
+    schedule = VPLinear()
+    network, denoise, x, _ = problem(schedule)
+    with pytest.raises(ValueError, match=f"{name}="):
+        sample_adaptive(denoise, x, schedule, **{name: value})
+    assert not network.times
+
+
+def test_infinite_lambda_is_refused():
+    schedule = FlowMatching()
+    with pytest.raises(ValueError, match="lambda must be finite"):
+        sample_adaptive(lambda x, t: x, torch.randn(2, 3), schedule)
