@@ -9,7 +9,9 @@ accelerator.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -42,6 +44,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "UniPC-2": ("UniPCMultistepScheduler", {"solver_order": 2}, "unipc"),
     "DEIS-3": ("DEISMultistepScheduler", {"solver_order": 3}, "deis"),
 }
+EMPTY = ("empty", "empty_like", "empty_strided", "new_empty")
 VIEWS = ("view", "reshape", "t", "unbind", "expand", "alias", "detach", "_unsafe_view", "select")
 HOST_READS = ("_local_scalar_dense", "nonzero", "equal")
 
@@ -101,7 +104,8 @@ class Counter(TorchDispatchMode):
             self.host_reads += 1
         if name in VIEWS:
             return result
-        self.operations += 1
+        # An empty tensor is memory that the next operation fills.
+        self.operations += name not in EMPTY
         written = overload.endswith("out") or name.endswith("_")
         if isinstance(result, Tensor) and result.numel() >= self.size and not written:
             self.allocations += 1
@@ -164,6 +168,7 @@ def time_steps(schedulers: Sequence[Any], shape: Sequence[int], runs: int) -> li
 def measure(name: str, shape: Sequence[int], runs: int) -> Cost:
     """The cost of both schedulers of a pair at ``shape``, float32, on one thread."""
     ours, stock = pair(name)
+    keep_freed_memory()
     with one_thread():
         ours_us, stock_us = time_steps((ours, stock), shape, runs)
         counts = count_step(ours, shape), count_step(stock, shape)
@@ -179,6 +184,49 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library of Linux not to return freed memory to the system.
+
+    Large tensors would otherwise be taken from the system and given back at every step, of either
+    side, and the page faults would cost several times what the step does.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            trim_threshold, mmap_threshold = -1, -3
+            library.mallopt(trim_threshold, 2**30)
+            library.mallopt(mmap_threshold, 2**30)
+
+
+@torch.no_grad()
+def traffic(shape: Sequence[int], runs: int, outputs: int = 3) -> tuple[float, float]:
+    """Median microseconds of one sum of a state and ``outputs`` outputs, and of a copy.
+
+    The sum reads outputs + 1 tensors and writes one; the copy reads and writes as many bytes.
+    """
+    size = torch.Size(shape).numel()
+    state, result = torch.randn(2, size)
+    columns, weights = torch.randn(outputs, size).t(), torch.randn(outputs)
+    source = torch.randn(size * (outputs + 2) // 2)
+    target = torch.empty_like(source)
+    keep_freed_memory()
+    times: tuple[list[float], list[float]] = ([], [])
+    with one_thread():
+        for _ in range(10 * runs + 1):
+            for job, taken in zip(
+                (
+                    lambda: torch.addmv(state, columns, weights, beta=0.5, out=result),
+                    lambda: target.copy_(source),
+                ),
+                times,
+                strict=True,
+            ):
+                begin = perf_counter()
+                job()
+                taken.append(1e6 * (perf_counter() - begin))
+    return median(times[0][1:]), median(times[1][1:])
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -215,6 +263,7 @@ def overhead(
         measure(name, size, runs)
         for name, size in track(jobs, "timing", console=console, transient=True)
     ]
+    sums = {size: traffic(size, runs) for size in shapes}
     text = json.dumps([cost.record() for cost in costs], indent=2)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +271,13 @@ def overhead(
     if json_:
         typer.echo(text)
         return
-    Console().print(table(costs))
+    screen = Console()
+    screen.print(table(costs))
+    for size, (combine, copy) in sums.items():
+        screen.print(
+            f"one row of 4 terms at {'x'.join(map(str, size))}: {combine:.1f} µs, "
+            f"{combine / copy:.2f} times a copy of as many bytes ({copy:.1f} µs)"
+        )
 
 
 def table(costs: Sequence[Cost]) -> Table:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from PIL import Image
 from torch import Tensor
 
 from logsnr.benchmarks.comparison import (
+    FINE,
     GRID,
     METHODS,
     RECORDS,
     REFERENCE,
-    RTOL,
     Settings,
     kept_samples,
 )
@@ -28,10 +30,11 @@ from logsnr.benchmarks.results import Record
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"
 SHOWN = 5  # digits in a cell of the picture grid
+ZOOM, DPI = 2, 110
 INK, MUTED = "#1b1f24", "#6e7781"
 
 # A solver and its counterparts in diffusers have one hue. diffusers' lines are broken: dotted as
-# the model's config says, dashed on their best grid.
+# the model's config says, dash-dotted for "trailing", dashed for "karras".
 _STYLE = {
     "ddim": ("#7a828c", "o", "-"),
     "heun": ("#9467bd", "P", "-"),
@@ -42,10 +45,12 @@ _STYLE = {
     "unipc-2": ("#f08a4b", "p", "-"),
     "unipc-3": ("#ca0020", "h", "-"),
     "stock-ddim": ("#7a828c", "o", ":"),
-    "stock-ddim-trailing": ("#7a828c", "o", "--"),
+    "stock-ddim-trailing": ("#7a828c", "o", "-."),
     "stock-dpm++2m": ("#4393c3", "s", ":"),
+    "stock-dpm++2m-trailing": ("#4393c3", "s", "-."),
     "stock-dpm++2m-karras": ("#4393c3", "s", "--"),
     "stock-unipc-2": ("#f08a4b", "p", ":"),
+    "stock-unipc-2-trailing": ("#f08a4b", "p", "-."),
     "stock-unipc-2-karras": ("#f08a4b", "p", "--"),
 }
 
@@ -55,8 +60,8 @@ def write_report(folder: Path, settings: Settings, records: Sequence[Record]) ->
 
     records : as `compare` returns them, the reference first.
     """
-    error_plot(settings, records).savefig(folder / ERROR_PLOT)
-    picture_grid(folder, settings, records).savefig(folder / PICTURES)
+    _save(error_plot(settings, records), folder / ERROR_PLOT, colours=128)
+    _save(picture_grid(folder, settings, records), folder / PICTURES, colours=24)
     path = folder / REPORT
     path.write_text(markdown(settings, records))
     return path
@@ -149,10 +154,10 @@ def _method(settings: Settings, reference: Record) -> list[str]:
         "`set_alpha_to_one=False`.",
         f"Ours run on the grid `{GRID}`, diffusers' on the timestep spacing of the model's config "
         "or of the row's name.",
-        "The converged solution is that of the probability-flow ODE by torchdiffeq (dopri5, "
-        f"rtol = atol = {RTOL:g}; {reference['nfe_counted']:g} evaluations, "
-        f"{reference['seconds']:.1f} s, both with the run that gives the error bar). Its root "
-        f"mean square distance to a run at 10 rtol is {reference['error_bar']:.1e}.",
+        "The converged solution of the probability-flow ODE is UniPC-3 with "
+        f"{FINE[0]} evaluations; {FINE[1]} evaluations are {reference['error_bar']:.1e} away from "
+        "it, and so is torchdiffeq with a tight tolerance (docs/demo.md). Both took "
+        f"{reference['seconds']:.0f} s.",
         f"The FID of {settings.samples} samples is biased upwards: compare it within this page "
         "only. It measures the network's errors with the solver's, so the converged solution's is "
         "the one to reach.",
@@ -166,7 +171,7 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
 
     The shaded band is the error bar of the reference, where it comes near the errors.
     """
-    figure = Figure(figsize=(8.4, 4.8), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8.4, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     lines = {}
     for name in settings.solvers:
@@ -210,37 +215,39 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
     """
     at = {(record["solver"], record["nfe"]): record for record in records}
     names = [REFERENCE, *settings.solvers]
-    shape = (len(names), len(settings.nfe))
-    figure = Figure(figsize=(1.5 + 2.3 * shape[1], 0.5 + 0.62 * shape[0]), dpi=130)
-    grid = figure.subplots(
-        *shape,
-        squeeze=False,
-        gridspec_kw={
-            "left": 1.5 / (1.5 + 2.3 * shape[1]),
-            "right": 0.995,
-            "wspace": 0.04,
-            "top": 1 - 0.4 / (0.5 + 0.62 * shape[0]),
-            "bottom": 0.01,
-            "hspace": 0.35,
-        },
-    )
-    for name, line in zip(names, grid, strict=True):
-        title = "converged" if name == REFERENCE else METHODS[name].title
-        for nfe, axes in zip(settings.nfe, line, strict=True):
+    # In pixels, so that a pixel of a sample is a square of ZOOM x ZOOM of the picture.
+    cell, gap, side, left, top = (ZOOM * 28 * SHOWN, ZOOM * 28), 20, 16, 240, 30
+    width = left + (cell[0] + side) * len(settings.nfe)
+    height = top + (cell[1] + gap) * len(names)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    for i, name in enumerate(names):
+        bottom = height - top - i * (cell[1] + gap) - cell[1]
+        title = "converged solution" if name == REFERENCE else METHODS[name].title
+        middle = (bottom + cell[1] / 2) / height
+        figure.text((left - 14) / width, middle, title, ha="right", va="center", color=INK)
+        for j, nfe in enumerate(settings.nfe):
             record = at[name, None if name == REFERENCE else nfe]
-            axes.set_xticks([])
-            axes.set_yticks([])
+            x = left + j * (cell[0] + side)
+            place = (x / width, bottom / height, cell[0] / width, cell[1] / height)
+            axes = figure.add_axes(place, xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if _ok(record):
-                axes.imshow(_strip(kept_samples(folder, record)), cmap="gray_r", vmin=-1, vmax=1)
-            else:
-                axes.text(0.5, 0.5, "diverged", ha="center", va="center", color=MUTED)
-            if "rmse" in record:
-                axes.set_xlabel(f"{record['rmse']:.3f}", fontsize=7, color=MUTED, labelpad=1)
             if name == REFERENCE:
-                axes.set_title(f"{nfe} NFE", fontsize=10, color=INK)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, color=INK)
+                axes.set_title(f"{nfe} NFE", fontsize=11, color=INK, pad=5)
+            if not _ok(record):
+                axes.text(0.5, 0.5, "diverged", ha="center", va="center", color=MUTED)
+                continue
+            strip = _strip(kept_samples(folder, record))
+            axes.imshow(strip, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+            if "rmse" in record:
+                axes.set_xlabel(f"{record['rmse']:.3f}", fontsize=8, color=MUTED, labelpad=2)
     return figure
+
+
+def _save(figure: Figure, path: Path, *, colours: int) -> None:
+    """Write a PNG of so few colours that it is several times smaller, and looks the same."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    Image.open(buffer).convert("RGB").quantize(colours).save(path, optimize=True)
 
 
 def _strip(samples: Tensor) -> np.ndarray:

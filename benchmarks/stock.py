@@ -16,6 +16,7 @@ rules; from x_T ~ N(0, 1), which is the state at training step N - 1,
     linspace    N - 1, .., 0              begins at x_T; DDIM still steps by N // n, past its nodes
 
 A model's config usually says "leading", so that is what replacing a pipeline's scheduler gives.
+With ``use_karras_sigmas`` the n-th node is the end itself, so the step from it is empty.
 """
 
 from __future__ import annotations

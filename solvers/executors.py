@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class Sum(NamedTuple):
     others: tuple[tuple[int, float], ...]  # further states, in general none
     outputs: bool
     extra: bool  # an offset or noise
+    direct: tuple[float, float] | None  # of a first-order step: on the state and on the output
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ def compile_plan(plan: Plan, prediction: str) -> Program:
     stores: list[Store | None] = [None] * len(rows)
     scales: dict[int, float] = {}
     busy_until: list[int] = []
+    latest = [0, *accumulate(state_use, max)]
+    direct: list[tuple[float, float] | None] = [None] * len(rows)
+    for k in range(1, len(rows)):
+        if latest[k] <= k and output_use[k - 1] <= k:
+            direct[k] = _direct(plan, prediction, k)
     for k in plan.evaluated:
+        if direct[k + 1] is not None:
+            continue
         free = (s for s, until in enumerate(busy_until) if until <= k)
         slot = next(free, len(busy_until))
         busy_until[slot : slot + 1] = [output_use[k]]
@@ -86,19 +95,32 @@ def compile_plan(plan: Plan, prediction: str) -> Program:
     weights = torch.zeros(len(rows), max(1, len(busy_until)), dtype=torch.float64)
     sums = []
     for k, row in enumerate(rows):
-        for j, b in row.outputs:
+        for j, b in row.outputs if direct[k] is None else ():
             store = stores[j]
             assert store is not None
             weights[k, store.slot] += float(b) * scales[j]
         states = tuple((j, float(a)) for j, a in row.states)
         first, a = states[0] if states else (None, 0.0)
-        sums.append(Sum(first, a, states[1:], bool(row.outputs), bool(row.noise or row.offset)))
+        extra = bool(row.noise or row.offset)
+        sums.append(Sum(first, a, states[1:], bool(row.outputs), extra, direct[k]))
     spent: list[tuple[int, ...]] = [()] * len(rows)
     alive = set(range(len(rows)))
     for k in plan.evaluated:
         spent[k] = tuple(j for j in range(k + 1) if j in alive and state_use[j] <= k)
         alive.difference_update(spent[k])
     return Program(tuple(sums), tuple(stores), weights, tuple(spent), weights.shape[1])
+
+
+def _direct(plan: Plan, prediction: str, k: int) -> tuple[float, float] | None:
+    """(a, b) if row k is a * state + b * output of the evaluation just made, and nothing else."""
+    row, last = plan.rows[k], plan.rows[k - 1]
+    if last.target is None or [j for j, _ in row.outputs] != [k - 1]:
+        return None
+    if any(j != k - 1 for j, _ in row.states):
+        return None
+    out, state = (float(c) for c in to_target(prediction, last.node, last.target))
+    b = float(row.outputs[0][1])
+    return sum(float(a) for _, a in row.states) + b * state, b * out
 
 
 class FusedRows:
@@ -116,6 +138,7 @@ class FusedRows:
         self.states: dict[int, Tensor] = {}
         self.shape = x.shape
         self.drawn: list[Tensor] = []
+        self.output = x  # the newest, for a row that takes it directly
 
     def start(self, x: Tensor) -> Tensor:
         self.states[0] = x.to(self.block.dtype)
@@ -128,7 +151,10 @@ class FusedRows:
         return result
 
     def _sum(self, k: int) -> Tensor:
-        state, a, others, outputs, extra = self.program.sums[k]
+        state, a, others, outputs, extra, direct = self.program.sums[k]
+        if direct is not None:
+            result = torch.mul(self.states[k - 1], direct[0]).add_(self.output, alpha=direct[1])
+            return self._add_extra(k, result) if extra else result
         # Under autocast these would run in half precision, unless they are told where to write.
         flat = torch.empty_like(self.flat)
         if state is None:
@@ -141,11 +167,13 @@ class FusedRows:
         result = flat.view(self.shape)
         for j, a in others:
             result.add_(self.states[j], alpha=a)
-        if extra:
-            row = self.plan.rows[k]
-            result.add_(row.offset)
-            for term, z in zip(row.noise, self.drawn, strict=True):
-                result.add_(z, alpha=term.scale)
+        return self._add_extra(k, result) if extra else result
+
+    def _add_extra(self, k: int, result: Tensor) -> Tensor:
+        row = self.plan.rows[k]
+        result.add_(row.offset)
+        for term, z in zip(row.noise, self.drawn, strict=True):
+            result.add_(z, alpha=term.scale)
         return result
 
     def edit(self, k: int, edited: Tensor) -> None:
@@ -159,7 +187,10 @@ class FusedRows:
 
     def evaluate(self, k: int, output: Tensor) -> None:
         store = self.program.stores[k]
-        assert store is not None
+        if store is None:
+            # The next row takes this output directly, and nothing older is needed any more.
+            self.output, self.states = output, {k: self.states[k]}
+            return
         slot, ratio, state_first = store
         x, stored = self.states[k], self.slots[slot]
         if ratio == 0:

@@ -11,25 +11,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import comparison, results
+from logsnr.benchmarks import comparison, metrics, results
 from logsnr.benchmarks.__main__ import COMMANDS, app
 from logsnr.benchmarks.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
 from logsnr.benchmarks.embedded import load_scheduler_config
 from logsnr.benchmarks.report import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
 from logsnr.benchmarks.stock import sample_stock, stock_scheduler
-from logsnr.solvers import make_plan, sample
+from logsnr.solvers import make_plan, reference_solution, sample
 
 NFE = (5, 10, 20)
 
 
 @pytest.fixture
 def cheap_reference(monkeypatch):
-    """Two evaluations instead of hundreds, where a test is not about errors."""
-
-    def two_steps(denoise, x_T, schedule, *, rtol):
-        return sample(denoise, x_T, make_plan("ddim", schedule, nfe=2)), rtol
-
-    monkeypatch.setattr(comparison, "reference_solution", two_steps)
+    """Few evaluations instead of hundreds, where a test is not about errors."""
+    monkeypatch.setattr(comparison, "FINE", (6, 3))
 
 
 def without_time(record):
@@ -119,8 +115,19 @@ def everything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     settings = Settings(samples=4, nfe=NFE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "RTOL", 1e-4)  # a third of the cost
+        patch.setattr(comparison, "FINE", (300, 200))  # enough for errors above 2e-3
         return folder, settings, list(compare(settings, folder))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_converged_solution_is_that_of_an_independent_integrator(guidance):
+    """torchdiffeq's dopri5, within the sum of both error bars."""
+    problem = comparison.load_problem(Settings(samples=2, guidance=guidance))
+    denoise = problem.denoiser(problem.labels)
+    fine, bar = comparison.converged(denoise, problem.x_T)
+    other, other_bar = reference_solution(denoise, problem.x_T, problem.schedule, rtol=1e-5)
+    assert bar < 2e-3
+    assert metrics.rmse(fine, other) < bar + other_bar < 0.05
 
 
 def test_every_run_is_recorded_with_its_counted_cost(everything):
@@ -132,7 +139,7 @@ def test_every_run_is_recorded_with_its_counted_cost(everything):
         assert entry["seconds"] > 0 and entry["rmse"] > 0 and entry["fid"] > 0
         psnr = 20 * torch.log10(torch.tensor(2 / entry["rmse"])).item()
         assert entry["psnr"] == pytest.approx(psnr, abs=1e-4)
-    assert reference["solver"] == REFERENCE and reference["nfe_counted"] > 50
+    assert reference["solver"] == REFERENCE and reference["nfe_counted"] == 500
     assert 0 < reference["error_bar"] < min(r["rmse"] for r in records)
     assert list(results.load(folder / RECORDS).values()) == [reference, *records]
 

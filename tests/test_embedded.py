@@ -89,7 +89,7 @@ def test_the_schedule_is_the_trained_one():
     scheduler = load_scheduler()
     assert isinstance(scheduler, DDPMScheduler)
     assert config["prediction_type"] == "epsilon" and not config["clip_sample"]
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     assert torch.allclose(scheduler.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-4)
 
 
