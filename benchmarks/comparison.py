@@ -122,7 +122,7 @@ class Settings:
     more evaluations.
     """
 
-    samples: int = 30
+    samples: int = 20
     nfe: tuple[int, ...] = (5, 8, 10, 20)
     solvers: tuple[str, ...] = tuple(METHODS)
     seed: int = 0

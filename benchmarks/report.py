@@ -154,9 +154,9 @@ def _method(settings: Settings, reference: Record) -> list[str]:
         "`set_alpha_to_one=False`.",
         f"Ours run on the grid `{GRID}`, diffusers' on the timestep spacing of the model's config "
         "or of the row's name.",
-        "The converged solution of the probability-flow ODE is UniPC-3 with "
-        f"{FINE[0]} evaluations; {FINE[1]} evaluations are {reference['error_bar']:.1e} away from "
-        "it, and so is torchdiffeq with a tight tolerance (docs/demo.md). Both took "
+        f"The converged solution of the probability-flow ODE is UniPC-3 with {FINE[0]} "
+        f"evaluations, which is {reference['error_bar']:.1e} (root mean square) away from "
+        f"{FINE[1]} evaluations; docs/demo.md checks it against torchdiffeq. Both together took "
         f"{reference['seconds']:.0f} s.",
         f"The FID of {settings.samples} samples is biased upwards: compare it within this page "
         "only. It measures the network's errors with the solver's, so the converged solution's is "

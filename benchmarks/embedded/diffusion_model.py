@@ -41,12 +41,13 @@ def load_unet(
         torch_dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
+        low_cpu_mem_usage=False,  # True needs accelerate, and warns without it
     )
     return unet.to(device).eval().requires_grad_(False)
 
 
 def load_scheduler_config() -> dict[str, Any]:
-    """The diffusers config of the schedule the UNet was trained on (linear betas, 1000 steps)."""
+    """The diffusers config of the training schedule: scaled linear betas, 1000 steps."""
     return dict(DDPMScheduler.load_config(MODEL_FOLDER, subfolder="scheduler"))
 
 
