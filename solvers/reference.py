@@ -52,7 +52,9 @@ def reference_solution(
     the difference between the two runs: the error of the looser run, and so amply that of the
     solution. Look at the bar before trusting the solution: networks that embed the time by sines
     make a right-hand side that ripples at the 1e-3 level, which long adaptive steps do not see;
-    such a network wants rtol=1e-6 or less, or a multistep plan with hundreds of steps. Raises ValueError for bad input before the network is called.
+    such a network wants rtol=1e-6 or less, or a multistep plan with hundreds of steps.
+
+    Raises ValueError for bad input before the network is called.
     """
     check_start(x_T, denoise)
     start = schedule.t_start if t_start is None else float(t_start)
