@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +183,13 @@ class Plan:
             for row in self.rows
         ]
         return replace(self, rows=tuple(rows), consistent=False)
+
+    def labelled(self, solver: str, options: Mapping[str, Any]) -> Plan:
+        """The same plan with a note of where it came from; its rows are not validated again."""
+        plan = copy(self)
+        object.__setattr__(plan, "solver", solver)
+        object.__setattr__(plan, "options", dict(options))
+        return plan
 
     def __str__(self) -> str:
         return table(self)

@@ -155,7 +155,7 @@ def plan_on_grid(
     if denoise_to_zero:
         plan = end_with_data_prediction(plan)
         options["denoise_to_zero"] = True
-    return replace(plan, solver=solver, options=options)
+    return plan.labelled(solver, options)
 
 
 def find_solver(name: str) -> Solver:
