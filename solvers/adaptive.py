@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, check_start
+from .grids import check_range, node_at
 from .methods.dpm_solver import SOLVER_TYPES, stages
 from .methods.multistep import SPACES
 from .plan import DATA, Node, Row
@@ -149,11 +150,8 @@ def adaptive(
         raise ValueError(f"theta={theta!r}: need a value in (0, 1)")
     if max_nfe < order:
         raise ValueError(f"max_nfe={max_nfe!r}: need at least order={order}")
-    if not 0 <= t_end < t_start <= schedule.t_max:
-        raise ValueError(
-            f"t_start={t_start!r}, t_end={t_end!r}: need 0 <= t_end < t_start <= {schedule.t_max:g}"
-        )
-    start, end = (_node(schedule, t) for t in (t_start, t_end))
+    check_range(schedule, t_start, t_end)
+    start, end = (node_at(schedule, float(t)) for t in (t_start, t_end))
     if not math.isfinite(start.lam) or not math.isfinite(end.lam):
         raise ValueError(
             f"t_start={t_start!r}, t_end={t_end!r}: lambda must be finite at both, but is "
@@ -174,7 +172,7 @@ def adaptive(
         if nfe + order > max_nfe:
             raise NFELimitError(state.to(dtype), start.t, nfe, max_nfe)
         lams = [start.lam + r * h for r in (*INNER[order], 1.0)]
-        nodes = [start, *(_node(schedule, schedule.time(lam)) for lam in lams)]
+        nodes = [start, *(node_at(schedule, schedule.time(lam)) for lam in lams)]
         at = state
         outputs: list[Tensor] = []
         for index, node in enumerate(nodes[:-1]):
@@ -207,10 +205,6 @@ def adaptive(
     return state.to(dtype), AdaptiveStats(nfe, rejected, times, interpolant)
 
 
-def _node(schedule: NoiseSchedule, t: float) -> Node:
-    return Node(float(t), schedule.alpha(float(t)), schedule.sigma(float(t)))
-
-
 def _combine(row: Row, state: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     result = row.states[0][1] * state
     for j, b in row.outputs:
@@ -240,7 +234,7 @@ def _hermite(
         low, high = knots[-1][0].t, knots[0][0].t
         if not low <= t <= high:
             raise ValueError(f"t={t!r}: need a time in [{low:g}, {high:g}]")
-        node = _node(schedule, t)
+        node = node_at(schedule, t)
         left = max(i for i in range(len(lams) - 1) if i == 0 or lams[i] <= node.lam)
         h = lams[left + 1] - lams[left]
         s = (node.lam - lams[left]) / h

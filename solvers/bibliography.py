@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .registry import SOLVERS, find_solver
+from .registry import find_solver
 
 PAPERS: dict[str, str] = {
     "song2021ddim": """@inproceedings{song2021ddim,
@@ -89,8 +89,3 @@ def cite(name: str) -> str:
     Raises ValueError for an unknown solver, naming the choices.
     """
     return PAPERS[find_solver(name).paper]
-
-
-def bibliography() -> str:
-    """All entries that the registered solvers cite, in alphabetical order of their keys."""
-    return "\n\n".join(PAPERS[key] for key in sorted({entry.paper for entry in SOLVERS.values()}))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .grids import node_at
 from .guidance import ClassifierFree, unwrap
 from .plan import Node
 from .prediction import check_prediction, to_data
@@ -127,9 +128,7 @@ class Denoiser:
         if self.native == "sample":
             return output
         if not isinstance(t, Tensor) or t.numel() == 1:
-            time = float(t)
-            node = Node(time, self.schedule.alpha(time), self.schedule.sigma(time))
-            map_ = to_data(self.native, node)
+            map_ = to_data(self.native, node_at(self.schedule, float(t)))
             return map_.out * output + map_.x * x
         times = t.detach().to("cpu", torch.float64)
         alphas, sigmas = self.schedule.alpha(times), self.schedule.sigma(times)

@@ -51,11 +51,7 @@ class Grid:
             return
         if self.spacing not in SPACINGS:
             raise ValueError(f"spacing={self.spacing!r}: choose one of {', '.join(SPACINGS)}")
-        if not 0 <= self.t_end < self.t_start <= self.schedule.t_max:
-            raise ValueError(
-                f"t_start={self.t_start!r}, t_end={self.t_end!r}: "
-                f"need 0 <= t_end < t_start <= {self.schedule.t_max:g}"
-            )
+        check_range(self.schedule, self.t_start, self.t_end)
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho={self.rho!r}: need a positive number")
         if not 0 < self.shift < math.inf:
@@ -127,6 +123,19 @@ def snapped(schedule: DiscreteVP, times: Tensor) -> Tensor:
     low = (indices.clamp(min=least) - rank).flip(0).cummax(0).values.flip(0) + rank
     indices = torch.minimum(low, steps - 1 - torch.arange(count))
     return torch.cat([(indices + 1).to(torch.float64) / steps, times[-1:]])
+
+
+def check_range(schedule: NoiseSchedule, t_start: float, t_end: float) -> None:
+    """ValueError unless 0 <= t_end < t_start <= schedule.t_max."""
+    if not 0 <= t_end < t_start <= schedule.t_max:
+        raise ValueError(
+            f"t_start={t_start!r}, t_end={t_end!r}: need 0 <= t_end < t_start <= {schedule.t_max:g}"
+        )
+
+
+def node_at(schedule: NoiseSchedule, t: float) -> Node:
+    """The node at one time of the schedule."""
+    return Node(t, schedule.alpha(t), schedule.sigma(t))
 
 
 def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[Node]:

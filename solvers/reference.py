@@ -17,6 +17,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from .denoiser import Denoiser, check_start
+from .grids import check_range, node_at
 from .methods.multistep import first_order
 from .plan import DATA, Node
 from .schedules import NoiseSchedule
@@ -59,24 +60,18 @@ def reference_solution(
     check_start(x_T, denoise)
     start = schedule.t_start if t_start is None else float(t_start)
     end = schedule.t_end if t_end is None else float(t_end)
-    if not 0 <= end < start <= schedule.t_max:
-        raise ValueError(
-            f"t_start={start!r}, t_end={end!r}: need 0 <= t_end < t_start <= {schedule.t_max:g}"
-        )
+    check_range(schedule, start, end)
     if rtol is None:
         rtol = 1e-9 if x_T.dtype == torch.float64 else 1e-5
     if not 0 < rtol < 0.1:
         raise ValueError(f"rtol={rtol!r}: need a tolerance in (0, 0.1)")
 
-    def node(t: float) -> Node:
-        return Node(t, schedule.alpha(t), schedule.sigma(t))
-
     def solve(tolerance: float) -> Tensor:
-        x, (first, last) = x_T, (node(start), node(end))
+        x, (first, last) = x_T, (node_at(schedule, start), node_at(schedule, end))
         if first.lam < -LAM_LIMIT:
-            inner = node(schedule.time(-LAM_LIMIT))
+            inner = node_at(schedule, schedule.time(-LAM_LIMIT))
             x, first = _first_order(denoise, x, first, inner), inner
-        goal = last if last.lam < LAM_LIMIT else node(schedule.time(LAM_LIMIT))
+        goal = last if last.lam < LAM_LIMIT else node_at(schedule, schedule.time(LAM_LIMIT))
 
         def velocity(lam: Tensor, u: Tensor) -> Tensor:
             t = schedule.time(float(lam))
