@@ -2,7 +2,9 @@ r"""Denoiser: any pretrained network as one uniform data prediction (x, t) -> x0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +80,37 @@ class Denoiser:
         if self.threshold is None:
             return output
         return self.threshold(self._data(output, x, t))
+
+    def evaluate_groups(self, x: Tensor, times: Sequence[float]) -> Tensor:
+        """``evaluate`` at P times in one network call: x (P, B, *event), group i at times[i].
+
+        Each group is a whole batch: conditions with one entry a sample hold for every group.
+        """
+        groups, batch = x.shape[:2]
+        t = torch.tensor(times, dtype=torch.float64).repeat_interleave(batch)
+        return self._repeated(groups, batch).evaluate(x.flatten(0, 1), t).view_as(x)
+
+    def _repeated(self, groups: int, batch: int) -> Denoiser:
+        """The same denoiser for ``groups`` batches one after the other."""
+
+        def repeat(condition: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                key: torch.cat([value] * groups)
+                if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+                else value
+                for key, value in condition.items()
+            }
+
+        if groups == 1:
+            return self
+        repeated = copy(self)
+        repeated.condition = repeat(self.condition)
+        if self.guidance is not None:
+            guidance = self.guidance
+            repeated.guidance = replace(
+                guidance, condition=repeat(guidance.condition), null=repeat(guidance.null)
+            )
+        return repeated
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Data prediction x0 (B, *event) at the schedule's time t."""

@@ -60,18 +60,22 @@ class ClassifierFree:
     def __call__(self, network: Network, x: Tensor, t: Tensor, time: float | Tensor) -> Any:
         """The guided output; ``t`` (B,) is the network's time, ``time`` the schedule's."""
         low, high = self.interval
-        inside = bool(((torch.as_tensor(time) >= low) & (torch.as_tensor(time) <= high)).all())
-        if self.scale == 1 or not inside:
+        times = torch.as_tensor(time)
+        inside = (times >= low) & (times <= high)
+        if self.scale == 1 or not inside.any():
             return network(x, t, **self.condition)
         both = {key: _pair(self.null[key], value) for key, value in self.condition.items()}
         output = unwrap(network(torch.cat([x, x]), torch.cat([t, t]), **both))
         null, cond = output.chunk(2)
         guided = null + self.scale * (cond - null)
-        if self.rescale == 0:
+        if self.rescale != 0:
+            axes = tuple(range(1, x.ndim))
+            ratio = cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+            guided = guided * (self.rescale * ratio + (1 - self.rescale))
+        if inside.all():
             return guided
-        axes = tuple(range(1, x.ndim))
-        ratio = cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
-        return guided * (self.rescale * ratio + (1 - self.rescale))
+        rows = inside.to(x.device).reshape(-1, *[1] * (x.ndim - 1))  # a batch of several times
+        return torch.where(rows, guided, cond)
 
 
 def _pair(null: Any, condition: Any) -> Any:
