@@ -77,6 +77,9 @@ class Recipe:
     x_T : start states in our convention, where the official one is scaled.
     call_tolerance : relative tolerance on the times of the calls; wider only for adaptive steps,
         whose controller divides by a difference of two solutions and so magnifies rounding.
+    calls : how many network calls there are, where one evaluates several states (each call counts
+        with its first time). Default: ``case.nfe``.
+    calls_vary : a reason why other calls are a difference, if the result agrees.
     """
 
     run: Callable[[Denoiser, Tensor], Tensor]
@@ -86,6 +89,8 @@ class Recipe:
     snap: Callable[[float], float] | None = None
     x_T: Array | None = None
     call_tolerance: float = 1e-9
+    calls: int | None = None
+    calls_vary: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def schedule_of(case: Case) -> NoiseSchedule:
     return schedules[case.schedule]
 
 
-_SPACINGS = {
+SPACINGS = {
     "logSNR": "logsnr",
     "time_uniform": "time",
     "time_quadratic": "quadratic",
@@ -153,7 +158,7 @@ def _plan(case: Case, solver: str, **options: Any) -> Recipe:
         solver,
         schedule,
         nfe=config["steps"],
-        spacing=_SPACINGS[config["skip_type"]],
+        spacing=SPACINGS[config["skip_type"]],
         t_start=config["t_start"],
         t_end=config["t_end"],
         denoise_to_zero=config.get("denoise_to_zero", False),
@@ -221,15 +226,3 @@ def edm_thuml(case: Case) -> Answer:
     odd = case.config["steps"] % 2
     config = {**case.config, "steps": case.config["steps"] - odd, "denoise_to_zero": bool(odd)}
     return _plan(replace(case, config=config), "heun")
-
-
-@family("dpm_solver_v3")
-def dpm_solver_v3(case: Case) -> Answer:
-    """thu-ml/DPM-Solver-v3."""
-    return Unsupported("DPM-Solver-v3 is not among the solvers yet")
-
-
-@family("paradigms")
-def paradigms(case: Case) -> Answer:
-    """AndyShih12/paradigms."""
-    return Unsupported("parallel sampling is not there yet")

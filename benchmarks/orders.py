@@ -161,6 +161,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "solver_type": ("dpmsolver", "taylor"),
     "weights": ("published", "taylor"),
     "corrector": (True, False),
+    "p_pseudo": (False, True),
+    "c_pseudo": (True, False),
 }
 """The options that distinguish methods, wherever a solver has them."""
 

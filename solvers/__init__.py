@@ -3,8 +3,11 @@
 from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .bibliography import cite
 from .denoiser import Denoiser
+from .ems import EMS
+from .estimation import estimate_ems, estimation
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
+from .parallel import ParallelStats, sample_parallel
 from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from .prediction import PREDICTIONS
 from .reference import reference_solution
@@ -24,6 +27,7 @@ from . import methods  # isort: skip  (fills SOLVERS)
 
 __all__ = [
     "DATA",
+    "EMS",
     "NOISE",
     "PREDICTIONS",
     "SOLVERS",
@@ -40,6 +44,7 @@ __all__ = [
     "Node",
     "Noise",
     "NoiseSchedule",
+    "ParallelStats",
     "Plan",
     "Row",
     "Solver",
@@ -49,6 +54,8 @@ __all__ = [
     "VPLinear",
     "VarianceExploding",
     "cite",
+    "estimate_ems",
+    "estimation",
     "make_plan",
     "methods",
     "plan_on_grid",
@@ -56,5 +63,6 @@ __all__ = [
     "run",
     "sample",
     "sample_adaptive",
+    "sample_parallel",
     "solver",
 ]

@@ -204,12 +204,30 @@ class FusedRows:
 
 
 class TensorRows:
-    """Rows term by term, differentiable in states, outputs and coefficients."""
+    """Rows term by term, differentiable in states, outputs and coefficients.
+
+    Coefficients are brought to x's device and precision once. Raises ValueError if those of an
+    event shape do not fit x.
+    """
 
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
         self.plan = plan
-        self.prediction = prediction
         self.like = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        check_event(plan, tuple(x.shape[1:]))
+        self.conversions = {}
+        for k in plan.evaluated:
+            node, target = plan.rows[k].node, plan.rows[k].target
+            assert target is not None
+            out, state = to_target(prediction, node, target)
+            self.conversions[k] = self._to(out), self._to(state)
+        self.sums = [
+            (
+                [(j, self._to(a)) for j, a in row.states],
+                [(j, self._to(b)) for j, b in row.outputs],
+                self._to(row.offset),
+            )
+            for row in plan.rows
+        ]
         self.state_use, self.output_use = last_uses(plan)
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
@@ -225,14 +243,18 @@ class TensorRows:
         return result
 
     def _sum(self, k: int) -> Tensor:
-        row = self.plan.rows[k]
-        result = torch.zeros_like(self.like) + self._to(row.offset)
-        for j, a in row.states:
-            result = result + self._to(a) * self.states[j]
-        for j, b in row.outputs:
-            result = result + self._to(b) * self.outputs[j]
-        for term, z in zip(row.noise, self.drawn, strict=True):
-            result = result + term.scale * z
+        states, outputs, offset = self.sums[k]
+        terms = [(a, self.states[j]) for j, a in states]
+        terms += [(b, self.outputs[j]) for j, b in outputs]
+        noise = zip(self.plan.rows[k].noise, self.drawn, strict=True)
+        terms += [(term.scale, z) for term, z in noise]
+        (first, x), *rest = terms or [(0.0, self.like)]
+        if isinstance(offset, Tensor) and isinstance(first, Tensor):
+            result = torch.addcmul(offset, first, x)
+        else:
+            result = x * first if isinstance(offset, float) and offset == 0 else x * first + offset
+        for coefficient, x in rest:
+            result = _add(result, coefficient, x)
         return result
 
     def edit(self, k: int, edited: Tensor) -> None:
@@ -240,15 +262,14 @@ class TensorRows:
             difference = edited - self._sum(k)
             for j in self.states:
                 if j != k:
-                    self.states[j] = self.states[j] + transport(self.plan, k, j) * difference
+                    factor = self._to(transport(self.plan, k, j))
+                    self.states[j] = self.states[j] + factor * difference
         self.states[k] = edited
 
     def evaluate(self, k: int, output: Tensor) -> None:
-        target = self.plan.rows[k].target
-        assert target is not None
-        out, state = to_target(self.prediction, self.plan.rows[k].node, target)
+        out, state = self.conversions[k]
         x = self.states[k]
-        self.outputs[k] = self._to(out) * output.to(x.dtype) + self._to(state) * x
+        self.outputs[k] = _add(x * state, out, output.to(x.dtype))
         self.states = {j: x for j, x in self.states.items() if self.state_use[j] > k}
         self.outputs = {j: g for j, g in self.outputs.items() if self.output_use[j] > k}
 
@@ -256,9 +277,39 @@ class TensorRows:
         return value.to(self.like.device, self.like.dtype) if isinstance(value, Tensor) else value
 
 
-def transport(plan: Plan, k: int, j: int) -> float:
+def _add(result: Tensor, coefficient: Coefficient, x: Tensor) -> Tensor:
+    """result + coefficient * x, one operation; in place where no gradient is recorded."""
+    if torch.is_grad_enabled():
+        return result + coefficient * x
+    if isinstance(coefficient, Tensor):
+        return result.addcmul_(coefficient, x)
+    return result.add_(x, alpha=coefficient)
+
+
+def check_event(plan: Plan, event: tuple[int, ...]) -> None:
+    """ValueError unless every coefficient of ``plan`` broadcasts to states with ``event`` axes."""
+    for k, row in enumerate(plan.rows):
+        for value in (*row.coefficients(), *(row.target or ()), row.offset):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+            fits = len(shape) == len(event) and all(
+                a in (1, n) for a, n in zip(shape, event, strict=True)
+            )
+            if shape and not fits:
+                raise ValueError(
+                    f"x has event shape {event}, but row {k} of the plan has coefficients of shape "
+                    f"{shape}: need as many axes, each of size 1 or that of x"
+                )
+
+
+def transport(plan: Plan, k: int, j: int) -> Coefficient:
     """How a difference of the state of row k carries to the state of row j."""
     target, here, there = plan.rows[k].target, plan.rows[k].node, plan.rows[j].node
     assert target is not None
-    by_signal = here.sigma == 0 or (target == (1.0, 0.0, 0.0) and here.alpha > 0)
+    if isinstance(target.x, Tensor) or target.x != 0:
+        # The linear part of DPM-Solver-v3 is its own: undo the step from j.
+        along = dict(plan.rows[k].states)
+        if j in along:
+            return 1 / along[j]
+    signal = not isinstance(target.eps, Tensor) and (target.eps, target.data) == (1.0, 0.0)
+    by_signal = here.sigma == 0 or (signal and here.alpha > 0)
     return there.alpha / here.alpha if by_signal else there.sigma / here.sigma

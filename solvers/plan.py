@@ -9,7 +9,7 @@ and, if the row is evaluated, the network is called at (x_k, t_k) and turned int
     g_k = u eps_k + w x0_k + q x_k
 
 where (u, w, q) is the row's target: (0, 1, 0) combines data predictions, (1, 0, 0) noise
-predictions, (sigma/alpha, 0, -l/alpha) is the quantity of DPM-Solver-v3. Row 0 is the start
+predictions, (0, 1, (l - 1)/alpha) is the quantity of DPM-Solver-v3. Row 0 is the start
 state x_T, the last row is the sample. In numerical analysis this is a general linear method.
 
 Every row of a consistent solver must be exact for a model whose x0 and eps are constant, since

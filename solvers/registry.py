@@ -155,7 +155,8 @@ def plan_on_grid(
     if denoise_to_zero:
         plan = end_with_data_prediction(plan)
         options["denoise_to_zero"] = True
-    return plan.labelled(solver, options)
+    # A solver notes an option that is not a JSON value in its own words: statistics, say.
+    return plan.labelled(solver, {**options, **plan.options})
 
 
 def find_solver(name: str) -> Solver:

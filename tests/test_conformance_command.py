@@ -67,7 +67,7 @@ def test_at_least_95_percent_are_matched_within_the_tolerance(comparisons):
     assert max(entry.error for entry in matched) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["dpm_solver", "unipc", "edm_thuml", "deis"])
+@pytest.mark.parametrize("family", ["dpm_solver", "unipc", "edm_thuml", "deis", "dpm_solver_v3"])
 def test_families_without_known_defects_are_matched_completely(comparisons, family):
     (summary,) = summarise([entry for entry in comparisons if entry.family == family])
     assert summary.matched == summary.cases > 0

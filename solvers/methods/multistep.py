@@ -3,7 +3,7 @@ r"""The frame of every multistep method: one state, the last few outputs, option
 A multistep method is two functions of the nodes. The predictor gives the weights of the step to
 node t from the last p evaluations,
 
-    x_t = a x_s + sum_i b_i g_i,
+    x_t = a x_s + sum_i b_i g_i (+ c, in DPM-Solver-v3),
 
 and the corrector those of the same step repeated with the evaluation at t itself, which the next
 step needs anyway and which therefore costs nothing (Zhao et al. 2023, algorithm 1).
@@ -13,14 +13,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from ..plan import DATA, NOISE, Node, Row, Target
+from torch import Tensor
+
+from ..plan import DATA, NOISE, Coefficient, Node, Row, Target
 
 Weights = tuple[float, Sequence[float]]
-Predictor = Callable[[Sequence[Node], Node], Weights]
+
+
+class Step(NamedTuple):
+    """a, the b's and c of one step; the coefficients may be tensors over the event shape.
+
+    ``seen`` multiplies the state at which the newest evaluation was made, where that is another
+    than x_s, its corrected form.
+    """
+
+    a: Coefficient
+    b: Sequence[Coefficient]
+    c: Coefficient = 0.0
+    seen: Coefficient = 0.0
+
+
+Predictor = Callable[[Sequence[Node], Node], Weights | Step]
 """(evaluated nodes, newest first; the node to step to) -> a and one b for each given node."""
-Corrector = Callable[[Sequence[Node], Node], Weights]
-"""The same, returning one more b, for the evaluation at the node stepped to, at the end."""
+Corrector = Callable[[Sequence[Node], Node], Weights | Step | None]
+"""The same, returning one more b, for the evaluation at the node stepped to, at the end. It may
+leave out the oldest nodes; None leaves the predicted state as it is."""
 
 SPACES = {"data": DATA, "noise": NOISE}
 
@@ -42,7 +61,7 @@ def first_order(target: Target, start: Node, end: Node) -> tuple[float, float]:
 
     It is DDIM: the unique combination of x_s and one prediction that satisfies the identities.
     """
-    if target == DATA:
+    if target.eps == 0:
         a = end.sigma / start.sigma
         return a, end.alpha - a * start.alpha
     a = end.alpha / start.alpha
@@ -54,17 +73,18 @@ def multistep(
     predictor: Predictor,
     *,
     order: int,
-    space: str = "data",
+    space: str | Callable[[Node], Target] = "data",
     lower_order_final: bool = True,
     corrector: Corrector | None = None,
     through_zero: bool = False,
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
-    With ``lower_order_final`` the order falls again to 1 at the last step. Evaluations at
-    alpha = 0 (lambda = -inf) never enter a history; the step to sigma = 0 is of order 1, which
-    is exact there, unless ``through_zero`` says that the predictor is finite there; a step
-    between equal nodes leaves the state alone.
+    ``space`` is "data", "noise", or a function to the target at a node with alpha > 0. With
+    ``lower_order_final`` the order falls again to 1 at the last step. Evaluations at alpha = 0
+    (lambda = -inf) never enter a history; the step to sigma = 0 is of order 1, which is exact
+    there, unless ``through_zero`` says that the predictor is finite there; a step between equal
+    nodes leaves the state alone.
     """
     rows = [Row(nodes[0], target=_target(space, nodes[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
@@ -79,26 +99,44 @@ def multistep(
         single = not past or (end.sigma == 0 and not through_zero) or end.lam == start.lam
         if single:
             a, b = first_order(rows[newest].target or DATA, start, end)
-            outputs = [(newest, b)] if b != 0 else []
+            step, used = Step(a, [b]), [newest]
         else:
-            a, weights = predictor(at, end)
-            outputs = list(zip(past, weights, strict=True))
-        states = ((base, a),) if a != 0 else ()
+            step, used = Step(*predictor(at, end)), past
         if i == len(nodes) - 1:
-            rows.append(Row(end, states, tuple(outputs)))
+            rows.append(_row(end, (base, newest), used, step))
             break
-        newest = len(rows)
-        rows.append(Row(end, states, tuple(outputs), _target(space, end)))
-        if corrector is None or single:
+        rows.append(_row(end, (base, newest), used, step, _target(space, end)))
+        newest = len(rows) - 1
+        corrected = None if corrector is None or single else corrector(at, end)
+        if corrected is None:
             base = newest
         else:
-            a, weights = corrector(at, end)
-            used = tuple(zip([*past, newest], weights, strict=True))
-            rows.append(Row(end, ((base, a),), used))
+            step = Step(*corrected)
+            used = [*past[: len(step.b) - 1], newest]
+            rows.append(_row(end, (base, newest), used, step))
             base = newest + 1
     return rows
 
 
-def _target(space: str, node: Node) -> Target:
+def _row(
+    node: Node,
+    states: tuple[int, int],
+    used: Sequence[int],
+    step: Step,
+    target: Target | None = None,
+) -> Row:
+    both = zip(states, (step.a, step.seen), strict=True)
+    kept = tuple((j, a) for j, a in both if _occurs(a))
+    outputs = tuple((j, b) for j, b in zip(used, step.b, strict=True) if _occurs(b))
+    return Row(node, kept, outputs, target, step.c)
+
+
+def _occurs(coefficient: Coefficient) -> bool:
+    return isinstance(coefficient, Tensor) or coefficient != 0
+
+
+def _target(space: str | Callable[[Node], Target], node: Node) -> Target:
     # A noise prediction carries no information about x0 where alpha = 0.
-    return DATA if node.alpha == 0 else SPACES[space]
+    if node.alpha == 0:
+        return DATA
+    return SPACES[space] if isinstance(space, str) else space(node)

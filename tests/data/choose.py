@@ -19,9 +19,14 @@ import numpy as np
 TOGETHER = {
     "dpm_solver": 3, "unipc": 3, "edm_thuml": 3,
     "deis": 2, "diff_sampler": 2, "nvlabs_edm": 2, "k_diffusion": 2, "diffusers": 2,
+    "dpm_solver_v3": 2, "paradigms": 2,
 }  # fmt: skip
 """How many settings that occur together in SOURCE occur together in the selection."""
-KEPT_ARRAYS = ("final", "t_eval", "sigma_eval", "sigmas", "timesteps")
+STATISTICS = ("lambda_grid", "l", "s", "b")
+"""The arrays of DPM-Solver-v3's statistics, under the key that a case names."""
+KEPT_ARRAYS = (
+    "final", "t_eval", "sigma_eval", "sigmas", "timesteps", "window_begin_timesteps", "window_len",
+)  # fmt: skip
 SETTINGS = (
     "schedule", "algorithm_type", "method", "order", "variant", "solver_type", "skip_type",
     "steps", "lower_order_final", "denoise_to_zero", "t_end",
@@ -71,6 +76,8 @@ def main(source: Path) -> None:
             for case in cases:
                 case["arrays"] = {k: v for k, v in case["arrays"].items() if k in KEPT_ARRAYS}
                 arrays |= {key: stored[key] for key in case["arrays"].values()}
+                tables = (f"{case['config'].get('ems')}/{name}" for name in STATISTICS)
+                arrays |= {key: stored[key] for key in tables if key in stored}
         text = json.dumps({**index, "extra": {}, "cases": cases}, separators=(",", ":"))
         (HERE / f"{family}.json").write_text(text.replace('{"id"', '\n{"id"') + "\n")
         write_arrays(HERE / f"{family}.npz", arrays)
