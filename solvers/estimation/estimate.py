@@ -1,0 +1,286 @@
+r"""``estimate_ems``: the estimation driven with a network; ``estimation``: left to a driver."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path as Folder
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Batch, evaluator
+from ..denoiser import Denoiser
+from ..ems import EMS
+from ..plan import Plan
+from ..registry import check_choice
+from ..schedules import NoiseSchedule
+from .arguments import prepare, trials
+from .conditions import check_conditions, conditioned
+from .probes import Probe, SampleBatch, Steps
+from .process import process
+from .records import read_settings
+from .shared import World
+from .ways import WAYS, Ways, choose_ways, default_steps, differences, measure
+
+
+def estimate_ems(
+    denoise: Denoiser,
+    data: Any,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    nodes: int = 240,
+    samples: int = 1024,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    group: int | None = None,
+    granularity: str = "coordinate",
+    jacobian: str = "auto",
+    derivative: str = "auto",
+    lam_step: float | None = None,
+    stop: float | None = None,
+    checkpoint: str | Folder | None = None,
+    shape: Sequence[int] | None = None,
+    plan: Plan | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> EMS:
+    """The empirical model statistics of a network, for ``make_plan("dpm-solver-v3", ems=...)``.
+
+    It takes about 5 samples (nodes + 1) evaluations of one state.
+
+    Parameters
+    ----------
+    denoise : the network, with its condition or guidance: statistics belong to a guidance scale.
+        A condition tensor has one entry for all samples, or ``samples`` entries, entry i for
+        sample i.
+    data : training data, or None for the model's own samples (then ``shape`` is needed). A
+        tensor or array (M, *event); a dataset, or an iterable, of samples (labels beside them are
+        ignored); the path of a folder of images of one size, or of an .npy or .safetensors file.
+        8-bit values are scaled to [-1, 1]. Samples are taken in an order that ``seed`` shuffles,
+        again from the start if there are too few; an iterable is read once, in its own order.
+    t_start, t_end : the range to sample on later; the schedule's own by default.
+    nodes : number of intervals in lambda; ``ems.lam`` has nodes + 1 entries.
+    samples : number of samples, at most.
+    seed : of samples, noise and signs. The result depends on the seed, not on the batch size.
+    batch_size : states in one network call.
+    group : samples behind one of the estimates whose scatter gives the standard errors; by
+        default the largest power of two up to 32 that leaves eight groups.
+    granularity : "coordinate", "channel" (the first event axis) or "scalar": which coordinates
+        share one value. Pooled moments take less disk and give smaller errors.
+    jacobian : how the products with the Jacobian are had: "jvp" (forward mode), "difference"
+        (central differences of outputs, for pipelines and exported networks), or "auto": "jvp" if
+        it works and agrees with "difference".
+    derivative : the same for the derivative along the ODE. "auto" takes differences for networks
+        of discrete time, see `ways`.
+    lam_step : step of the differences along the ODE, in lambda.
+    stop : end when the standard errors of l, of s, and of b in units of the root mean square of
+        df/dlambda are all below this number (median over the coordinates of a node and over the
+        nodes); checked after every group from the eighth on.
+    checkpoint : a folder that keeps the work: after a kill, the same call goes on from the last
+        batch at the last node and gives the result of an undisturbed run. A finished estimation
+        is extended by a larger ``samples``. Without it a temporary folder is used. Either holds
+        208 bytes for each node and coordinate.
+    shape : event shape of a sample; needed for data=None, else checked.
+    plan : how the model's own samples are drawn; by default UniPC with 32 evaluations.
+    dtype, device : of the states; by default those of the network's parameters, or of the data.
+    progress : show a progress bar.
+
+    Where torch.distributed is initialised, its processes share the work and all get the result,
+    which is that of one process.
+
+    Returns statistics with standard errors (from two groups on), and with all settings in
+    ``ems.about``. Raises ValueError for a bad argument before the network is called, and for a
+    checkpoint of another estimation or network.
+    """
+    if not isinstance(denoise, Denoiser):
+        raise ValueError(f"denoise={denoise!r}: need a Denoiser, for its schedule and prediction")
+    check_choice("jacobian", jacobian, WAYS)
+    check_choice("derivative", derivative, WAYS)
+    parameter = _parameter(denoise)
+    if dtype is None and parameter is not None:
+        dtype = parameter.dtype if denoise.dtype is None else torch.float32
+    if device is None and parameter is not None:
+        device = parameter.device
+    setup, source = prepare(
+        denoise.schedule,
+        data,
+        prediction=denoise.prediction,
+        t_start=t_start,
+        t_end=t_end,
+        nodes=nodes,
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        group=group,
+        granularity=granularity,
+        stop=stop,
+        lam_step=lam_step,
+        shape=shape,
+        plan=plan,
+        dtype=dtype,
+        device=device,
+    )
+    own_conditions = check_conditions(denoise, samples)
+    denoise.check_input(torch.empty(0, *setup.event, dtype=setup.dtype, device=setup.device))
+    precision = setup.dtype if denoise.dtype is None else denoise.dtype
+    steps = default_steps(denoise.schedule, precision, lam_step)
+
+    def answer(request: Batch | Probe, ways: Ways) -> Any:
+        assert isinstance(request, Probe | SampleBatch)
+        here = conditioned(denoise, request.samples, samples)
+        evaluate = evaluator(here, max_groups=max(1, batch_size // len(request.samples)))
+        if isinstance(request, Probe):
+            return measure(request, here, setup.path, ways, evaluate)
+        return evaluate(request.x, [node.t for node in request.nodes])
+
+    with torch.no_grad(), _folder(checkpoint) as folder:
+        ways = _stored_ways(folder, jacobian, derivative) or choose_ways(
+            Ways(jacobian, derivative, steps),
+            denoise,
+            [partial(answer, probe) for probe in trials(setup)],
+        )
+        settings = {**setup.settings, **ways.settings()}
+        if own_conditions:
+            settings["conditions"] = samples
+        if denoise.guidance is not None:
+            settings["guidance"] = denoise.guidance.scale
+        setup = replace(setup, settings=settings)
+        with _bar(samples * len(setup.nodes), progress) as watch:
+            durable = checkpoint is not None
+            estimation = process(setup, source, folder, durable=durable, watch=watch)
+            return _drive(estimation, lambda request: answer(request, ways))
+
+
+def estimation(
+    schedule: NoiseSchedule,
+    data: Any,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    nodes: int = 240,
+    samples: int = 1024,
+    *,
+    prediction: str = "epsilon",
+    seed: int = 0,
+    batch_size: int = 32,
+    group: int | None = None,
+    granularity: str = "coordinate",
+    lam_step: float | None = None,
+    stop: float | None = None,
+    checkpoint: str | Folder | None = None,
+    shape: Sequence[int] | None = None,
+    plan: Plan | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    about: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Generator[Batch, Tensor, EMS]:
+    """``estimate_ems`` without a network: a generator of `Batch` for any driver.
+
+    It is sent outputs of type ``prediction`` and uses differences throughout. Every batch has
+    ``batch_size`` samples in a row where that divides the group size and ``samples``. ``dtype``
+    is that in which the network computes (float32 by default), ``about`` JSON values that name
+    the network and its guidance; the other arguments are those of `estimate_ems`.
+
+    Raises ValueError as ``estimate_ems`` does, when the first batch is asked for.
+    """
+    setup, source = prepare(
+        schedule,
+        data,
+        prediction=prediction,
+        t_start=t_start,
+        t_end=t_end,
+        nodes=nodes,
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        group=group,
+        granularity=granularity,
+        stop=stop,
+        lam_step=lam_step,
+        shape=shape,
+        plan=plan,
+        dtype=dtype,
+        device=device,
+    )
+    steps = default_steps(schedule, setup.dtype, lam_step)
+    ways = Ways("difference", "difference", steps)
+    setup = replace(setup, settings={**setup.settings, **ways.settings(), **(about or {})})
+    with (
+        _folder(checkpoint) as folder,
+        _bar(samples * len(setup.nodes), progress) as watch,
+    ):
+        durable = checkpoint is not None
+        inner = process(setup, source, folder, durable=durable, watch=watch)
+        request = next(inner)
+        while True:
+            answer: Any
+            if isinstance(request, Probe):
+                answer = yield from differences(request, prediction, setup.path, steps)
+            else:
+                answer = yield request
+            try:
+                request = inner.send(answer)
+            except StopIteration as result:
+                return result.value
+
+
+def _parameter(denoise: Denoiser) -> Tensor | None:
+    """A floating-point parameter of the network, if it is a module that has any."""
+    if not isinstance(denoise.network, nn.Module):
+        return None
+    return next((p for p in denoise.network.parameters() if p.is_floating_point()), None)
+
+
+def _stored_ways(folder: Folder, jacobian: str, derivative: str) -> Ways | None:
+    """What "auto" chose when the checkpoint was begun, so that a resumed run does the same."""
+    stored = read_settings(folder / f"process{World().rank}")
+    if stored is None or "auto" not in (jacobian, derivative):
+        return None
+    return Ways(
+        stored["jacobian"] if jacobian == "auto" else jacobian,
+        stored["derivative"] if derivative == "auto" else derivative,
+        Steps(*stored["steps"]),
+        stored["derivatives"],
+    )
+
+
+@contextmanager
+def _folder(checkpoint: str | Folder | None) -> Iterator[Folder]:
+    """The folder of the accumulators: the one that was named, or a temporary one."""
+    if checkpoint is not None:
+        yield Folder(checkpoint)
+        return
+    with tempfile.TemporaryDirectory(prefix="logsnr-ems-") as folder:
+        yield Folder(folder)
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A function that moves a bar to a number of samples times nodes."""
+    if not show:
+        yield lambda done: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="probe", disable=World().rank > 0) as bar:
+
+        def watch(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield watch
+
+
+def _drive(process: Generator[Any, Any, EMS], answer: Callable[[Any], Any]) -> EMS:
+    try:
+        request = next(process)
+        while True:
+            request = process.send(answer(request))
+    except StopIteration as stop:
+        return stop.value

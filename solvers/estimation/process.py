@@ -1,0 +1,327 @@
+r"""The estimation itself: a generator over samples and nodes that never sees a network.
+
+Samples come in groups of a fixed size. Sample i has its own x0, noise n and signs v, the same at
+every node (common random numbers): l is then a smooth function of lambda however few samples
+there are, and its derivative, which enters s and b, is a difference of like errors.
+
+    for each group of samples
+        for each batch of the group, for each node: merge the batch's moments into the group's
+        for each node: l, l', s, b of the group alone, which give the standard errors;
+                       merge the group's moments into the total
+
+The errors are those of batch means: with G groups of m samples the estimates l_g, s_g, b_g of the
+groups scatter by what m samples leave uncertain, the noise of l' included, and the standard error
+from all n samples is that scatter times sqrt(m / n).
+
+Moments are merged sample by sample and group by group in a fixed order, so the result is the
+same to the last bit whatever the batch size, the number of processes and the interruptions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batches import Batch
+from ..ems import EMS
+from ..plan import Node
+from .data import Data, signs_and_noise
+from .probes import Measured, Path, Probe, SampleBatch
+from .records import Records, State, read_settings
+from .shared import World
+from .statistics import RECORD, Estimate, estimate, merge, moments, with_slopes
+
+GRANULARITIES = ("coordinate", "channel", "scalar")
+Estimation = Generator[Any, Any, EMS]
+"""Yields `Batch` (sent outputs) and `Probe` (sent `Measured`), returns the statistics."""
+
+_SPREAD = slice(RECORD, RECORD + 6)
+_LEAST_GROUPS = 8
+"""Groups before a stopping rule may act on standard errors that come from them."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that an estimation is determined by, checked.
+
+    ``nodes`` run from noise to data, uniformly in lambda over ``path``; ``group`` is the number
+    of samples of a group, ``batch`` that of one network call; ``settings`` are JSON values that
+    name what else the result depends on (data, network, how derivatives are had).
+    """
+
+    path: Path
+    nodes: tuple[Node, ...]
+    event: tuple[int, ...]
+    samples: int
+    group: int
+    batch: int
+    seed: int
+    granularity: str
+    dtype: torch.dtype
+    device: torch.device
+    stop: float | None
+    settings: dict[str, Any]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Event axes over which moments are pooled."""
+        first = {"coordinate": len(self.event), "channel": 1, "scalar": 0}[self.granularity]
+        return tuple(range(first, len(self.event)))
+
+    @property
+    def pooled(self) -> tuple[int, ...]:
+        """Shape of the statistics at a node."""
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.event))
+
+    @property
+    def pool(self) -> int:
+        """Coordinates that share one statistic."""
+        return math.prod(self.event) // math.prod(self.pooled)
+
+    @property
+    def spacing(self) -> float:
+        """Distance of the nodes in lambda."""
+        return (self.path.last - self.path.first) / (len(self.nodes) - 1)
+
+    def state(self, x0: Tensor, n: Tensor, node: Node) -> Tensor:
+        """x = alpha x0 + sigma n as the network gets it."""
+        return (node.alpha * x0 + node.sigma * n).to(self.device, self.dtype)
+
+
+def process(
+    setup: Setup,
+    data: Data,
+    folder: Any,
+    *,
+    durable: bool,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Estimation:
+    """Generator of the whole estimation, with its accumulators in ``folder``.
+
+    ``watch(done)`` is told after every node of a batch how many samples times nodes this process
+    has done. With ``durable`` the generator can be made again after a kill and goes on.
+    """
+    world = World()
+    folder = folder / f"process{world.rank}"
+    settings = {**setup.settings, "group": setup.group, "processes": world.size}
+    if durable:
+        settings["fingerprint"] = yield from _fingerprint(setup, folder)
+    nodes, shape = len(setup.nodes), setup.pooled
+    tables: dict[str, tuple[int, ...]] = {"group": (nodes, RECORD, *shape)}
+    if world.rank == 0:
+        tables["total"] = (nodes, RECORD + 6, *shape)
+    store = Records(folder, tables, settings, durable=durable)
+    _synchronise(setup, store, world)
+    while True:
+        total = _from_first(world, store.state["total"])
+        if total >= setup.samples or _precise(setup, store, world, total):
+            return _result(setup, store, world, total)
+        yield from _sample_group(setup, data, store, world, watch)
+        _merge_round(setup, store, world)
+
+
+def _begin(number: int, total: int) -> State:
+    """The state at the start of a round, in which every process samples one group.
+
+    ``done`` counts the samples of the group that are merged at all nodes; those up to ``stop``
+    are merged at the nodes before ``node``. ``merged`` counts the records (groups of the round,
+    node by node) that the first process has merged, ``total`` the samples in all groups merged.
+    """
+    return {"round": number, "done": 0, "stop": 0, "node": 0, "merged": 0, "total": total}
+
+
+def _synchronise(setup: Setup, store: Records, world: World) -> None:
+    """Take up the stored state, or begin; all processes in the round of the first one.
+
+    A process enters a round only when the first one has merged the whole round before, so it can
+    be behind (killed before its first commit of the round) but never ahead.
+    """
+    state = store.state or _begin(0, 0)
+    number, total = (_from_first(world, state[key]) for key in ("round", "total"))
+    if state["round"] != number:
+        state = _begin(number, total)
+    store.state = state
+    held = state["stop"] if state["node"] else state["done"]
+    held = _first_sample(setup, world, number) + held if held else 0
+    if setup.samples < max(held, total):
+        raise ValueError(
+            f"samples={setup.samples}: the checkpoint holds {max(held, total)} already, need at "
+            "least as many"
+        )
+    if total % setup.group and setup.samples > total:
+        raise ValueError(
+            f"samples={setup.samples}: the checkpoint ended with an incomplete group at {total}; "
+            f"only a multiple of group={setup.group} can be extended"
+        )
+
+
+def _from_first(world: World, value: int) -> int:
+    return int(world.broadcast(np.array([float(value)]), 0)[0])
+
+
+def _first_sample(setup: Setup, world: World, number: int) -> int:
+    return (number * world.size + world.rank) * setup.group
+
+
+def _sample_group(
+    setup: Setup, data: Data, store: Records, world: World, watch: Callable[[int], None]
+) -> Generator[Any, Any, None]:
+    """The moments of this process's group, batch by batch and node by node."""
+    state, nodes = store.state, setup.nodes
+    low = _first_sample(setup, world, state["round"])
+    size = min(setup.group, setup.samples - low)
+    while state["done"] < size:
+        done = state["done"]
+        stop = state["stop"] if state["node"] else min(done + setup.batch, size)
+        samples = range(low + done, low + stop)
+        x0 = yield from data.source(samples)
+        drawn = [signs_and_noise(setup.seed, i, setup.event) for i in samples]
+        n, signs = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        signs = signs.to(setup.device, setup.dtype)
+        for k in range(state["node"], len(nodes)):
+            x = setup.state(x0, n, nodes[k])
+            measured = yield Probe(x, signs, nodes[k], samples)
+            record = store.read("group", k)
+            if done == 0:
+                record[:] = 0  # what an earlier group left there
+            for i, part in enumerate(_moments(setup, x, measured, nodes[k])):
+                merge(record, (done + i) * setup.pool, part, setup.pool)
+            if k < len(nodes) - 1:
+                state = {**state, "stop": stop, "node": k + 1}
+            else:
+                state = {**state, "done": stop, "stop": stop, "node": 0}
+            store.commit("group", k, record, state)
+            here = state["done"] * len(nodes) + state["node"] * len(samples)
+            watch(state["total"] * len(nodes) + world.size * here)
+
+
+def _moments(setup: Setup, x: Tensor, measured: Measured, node: Node) -> Iterator[np.ndarray]:
+    """One record a sample, so that the sums do not depend on how samples are batched."""
+    rho = math.hypot(node.alpha, node.sigma)
+    for rows in zip(x, *measured, strict=True):
+        precise = torch.promote_types(setup.dtype, torch.float32)
+        values = torch.stack([row.detach().to(precise) for row in rows]).cpu().double().numpy()
+        values[0] /= rho
+        if not np.isfinite(values).all():
+            raise ValueError(f"network returned values that are not finite at t={node.t:.6g}")
+        yield moments(values[[0, 1, 3]], values[2], setup.axes)
+
+
+def _merge_round(setup: Setup, store: Records, world: World) -> None:
+    """Merge the groups of all processes into the first one's total, in order."""
+    number, nodes = store.state["round"], len(setup.nodes)
+    for rank in range(world.size):
+        low = (number * world.size + rank) * setup.group
+        size = min(setup.group, setup.samples - low)
+        if size <= 0 or _precise(setup, store, world, _from_first(world, store.state["total"])):
+            break
+        records = _records(store, world, rank)
+        for k, (record, slope) in enumerate(with_slopes(records, setup.spacing)):
+            if world.rank == 0 and rank * nodes + k >= store.state["merged"]:
+                _merge_record(setup, store, k, record, slope, size)
+    # The first process waits for none, all others for it: see _synchronise.
+    total = _from_first(world, store.state["total"])
+    store.state = _begin(number + 1, total)
+
+
+def _records(store: Records, world: World, rank: int) -> Iterator[np.ndarray]:
+    """The group of process ``rank``, node by node, in every process."""
+    return (world.broadcast(record, rank) for record in store.rows("group"))
+
+
+def _merge_record(
+    setup: Setup, store: Records, k: int, record: np.ndarray, slope: np.ndarray, size: int
+) -> None:
+    state = store.state
+    total, count = store.read("total", k), state["total"]
+    merge(total[:RECORD], count * setup.pool, record, size * setup.pool)
+    if size == setup.group:
+        found = estimate(record, slope, size * setup.pool, setup.nodes[k])
+        values = np.stack([found.l, found.s, found.b])
+        mean, scatter = total[_SPREAD][:3], total[_SPREAD][3:]
+        step = values - mean
+        mean += step / (count // setup.group + 1)
+        scatter += step * (values - mean)
+    last = k == len(setup.nodes) - 1
+    done = count + size if last else count
+    store.commit("total", k, total, {**state, "merged": state["merged"] + 1, "total": done})
+
+
+def _estimates(
+    setup: Setup, store: Records, total: int
+) -> Iterator[tuple[Estimate, np.ndarray | None]]:
+    """(statistics, standard errors of l, s, b) node by node, from the first process's total."""
+    groups = total // setup.group
+    rows = store.rows("total")
+    for node, (record, slope) in zip(setup.nodes, with_slopes(rows, setup.spacing), strict=True):
+        found = estimate(record, slope, total * setup.pool, node)
+        if groups < 2:
+            yield found, None
+            continue
+        variance = record[_SPREAD][3:] / (groups - 1)
+        yield found, np.sqrt(variance * (setup.group / total))
+
+
+def _precise(setup: Setup, store: Records, world: World, total: int) -> bool:
+    """Whether the stopping rule is met; only between two groups, when the total is whole."""
+    if setup.stop is None or total < _LEAST_GROUPS * setup.group:
+        return False
+    met = False
+    if world.rank == 0 and store.state["merged"] % len(setup.nodes) == 0:
+        medians = []
+        for found, errors in _estimates(setup, store, total):
+            assert errors is not None
+            scale = np.sqrt(found.f1_square)
+            errors[2] = np.where(scale > 0, errors[2] / np.where(scale > 0, scale, 1), 0)
+            medians.append(np.median(errors.reshape(3, -1), axis=1))
+        # Not the mean: s is ill determined, and irrelevant, at single coordinates and nodes.
+        met = bool((np.median(medians, axis=0) <= setup.stop).all())
+    return bool(_from_first(world, met))
+
+
+def _result(setup: Setup, store: Records, world: World, total: int) -> EMS:
+    """The statistics, in every process."""
+    shape = (len(setup.nodes), *setup.pooled)
+    values, errors = np.empty((3, *shape)), np.empty((3, *shape))
+    known = total >= 2 * setup.group
+    if world.rank == 0:
+        for k, (found, error) in enumerate(_estimates(setup, store, total)):
+            values[:, k] = found[:3]
+            errors[:, k] = 0 if error is None else error
+    if world.size > 1:
+        for k in range(len(setup.nodes)):
+            values[:, k] = world.broadcast(values[:, k], 0)
+            errors[:, k] = world.broadcast(errors[:, k], 0)
+    l, s, b = map(torch.from_numpy, values)
+    about = {**setup.settings, "samples": total}
+    names = dict(zip("lsb", map(torch.from_numpy, errors), strict=True)) if known else {}
+    lam = torch.linspace(setup.path.first, setup.path.last, len(setup.nodes), dtype=torch.float64)
+    return EMS(lam, l, s, b, errors=names, about=about)
+
+
+def _fingerprint(setup: Setup, folder: Any) -> Generator[Batch, Tensor, list[float]]:
+    """A few numbers by which the network is known again: its output on noise at a middle node.
+
+    A stored fingerprint is returned as it is stored if it agrees to 1e-3 (devices round
+    differently), so that the settings compare equal.
+    """
+    node = setup.nodes[len(setup.nodes) // 2]
+    samples = range(min(setup.batch, setup.samples))
+    n = torch.stack([signs_and_noise(setup.seed, i, setup.event)[0] for i in samples])
+    x = setup.state(n, n, node)
+    output = yield SampleBatch(x[None], [node], samples)
+    first = output[0, 0].detach().double().flatten().cpu()
+    picked = torch.linspace(0, len(first) - 1, min(16, len(first))).long()
+    values = [float(f"{value:.9g}") for value in first[picked].tolist()]
+    stored = (read_settings(folder) or {}).get("fingerprint")
+    if stored is not None and len(stored) == len(values):
+        scale = max(map(abs, stored))
+        if all(abs(u - v) <= 1e-3 * scale for u, v in zip(values, stored, strict=True)):
+            return stored
+    return values
