@@ -1,0 +1,277 @@
+r"""Picard sweeps over any plan, in a sliding window (ParaDiGMs, Shih et al. 2023; monograph 9.7).
+
+The points 0..n of a plan are its n evaluated rows and the sample. A window of points [begin, end)
+holds a guess of every state; that of ``begin`` is final. A sweep
+
+1. calls the network at all points of the window at once (a `Batch` is yielded);
+2. computes the states of the points begin + 1 .. end anew from those outputs (see `system`);
+3. accepts the points begin + 1, begin + 2, .. as long as they have settled for every sample (see
+   `acceptance`), and moves ``begin`` to the first that has not.
+
+That one too has just been computed from accepted states: every sweep gains a point, so that there
+are never more sweeps than evaluated rows. With tolerance = 0 the result is that of the sequential
+run, whatever the window. Rows behind the window that no later row needs are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batches import Batch
+from ..noise import NoiseSource
+from ..plan import Coefficient, Node, Plan
+from ..prediction import to_data
+from .acceptance import changes, settled, variances
+from .system import (
+    Frame,
+    Secants,
+    System,
+    at_home,
+    frame,
+    gaussian_slope,
+    substitute,
+    sweep,
+    system,
+    targets,
+)
+
+Init = Callable[[Node], Tensor]
+"""A node -> a guess (B, *event) of the states there."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep, as a callback sees it after it.
+
+    ``window`` are its points [begin, end), of which those before ``accepted`` are final now;
+    ``residual`` is the largest |x_new - x_old| / sqrt(D variance) of its points and samples,
+    ``x`` (B, *event) the newest state of the window's last point, ``node`` where that is.
+    """
+
+    index: int
+    window: tuple[int, int]
+    accepted: int
+    residual: float
+    x: Tensor
+    node: Node
+
+
+@dataclass(frozen=True)
+class ParallelStats:
+    """What a parallel run did.
+
+    Parameters
+    ----------
+    sweeps : batched network calls, one after the other.
+    evaluations : states evaluated, over all sweeps; each stands for the whole batch of B samples.
+    residuals : for every sweep, the largest |x_new - x_old| / sqrt(D variance) in its window.
+    windows : for every sweep, the points [begin, end) at which the network was called.
+    rows_held : the largest number of states that were held at a time; as many targets or fewer.
+    """
+
+    sweeps: int
+    evaluations: int
+    residuals: tuple[float, ...]
+    windows: tuple[tuple[int, int], ...]
+    rows_held: int
+
+
+Process = Generator[Batch, Tensor, tuple[Tensor, ParallelStats]]
+
+
+def picard(
+    plan: Plan,
+    x: Tensor,
+    prediction: str = "sample",
+    *,
+    draw: NoiseSource,
+    window: int | None = None,
+    tolerance: float = 0.0,
+    update: str = "semilinear",
+    acceleration: str | None = "secant",
+    data_scale: float = 1.0,
+    published: bool = False,
+    init: Init | None = None,
+    watch: Callable[[Sweep], None] | None = None,
+) -> Process:
+    """Generator over the sweeps of ``plan`` from the start state x (B, *event).
+
+    Send it the network's outputs, of type ``prediction``, at the states and nodes of each batch;
+    see `sample_parallel` for the options. Returns the sample and what it took. States and targets
+    are kept in float32 or better; every state handed out has x's dtype.
+    """
+    parts, n = system(plan, prediction), plan.nfe
+    size = n if window is None else min(window, n)
+    slopes = None if update == "literal" else _slopes(plan, data_scale)
+    scales = variances(plan)
+    limits = [tolerance**2 * v for v in variances(plan, published=published)]
+    held = _Held(parts, x, draw)
+    x0: Tensor | None = None
+    previous: Evaluated | None = None
+    residuals: list[float] = []
+    windows: list[tuple[int, int]] = []
+    begin = end = rows_held = 0
+    while begin < n:
+        # Without a guess the start is evaluated alone: its data prediction makes one.
+        alone = x0 is None and init is None and not published
+        end = max(end, min(begin + (1 if alone else size), n))
+        here = frame(parts, begin, end)
+        if init is not None:
+            held.extend(
+                here, lambda new, added: torch.stack([init(plan.rows[k].node) for k in new])
+            )
+        elif published or x0 is None:
+            held.extend(here, held.constant)
+        else:
+            held.extend(here, partial(held.continued, x0))
+        rows_held = max(rows_held, len(held.x))
+        rows = parts.points[begin:end]
+        states = held.at(rows)
+        output = yield Batch(states.to(x.dtype), [plan.rows[k].node for k in rows])
+        g = targets(parts, rows, output, states)
+        held.store(here, g)
+        secants = None
+        if acceleration is not None and slopes is not None:
+            now = Evaluated(begin, states, g)
+            secants, previous = measured(previous, now, slopes), now
+        out, state = to_data(prediction, plan.rows[rows[-1]].node)
+        x0 = out * output[-1].to(held.x.dtype) + state * states[-1]
+        changed = held.advance(here, slopes, secants)
+        del output, secants  # only the window itself is kept while the network works
+        shares = zip(changed, scales[begin + 1 : end + 1], strict=True)
+        residuals.append(max(math.sqrt(change / scale) for change, scale in shares))
+        windows.append((begin, end))
+        begin = min(begin + 1 + settled(changed, limits[begin + 1 : end + 1]), end)
+        if watch is not None:
+            last, node = held.x[-1].to(x.dtype, copy=True), plan.rows[here.last].node
+            watch(Sweep(len(windows), windows[-1], begin, residuals[-1], last, node))
+    stats = ParallelStats(
+        sweeps=len(windows),
+        evaluations=sum(stop - start for start, stop in windows),
+        residuals=tuple(residuals),
+        windows=tuple(windows),
+        rows_held=rows_held,
+    )
+    return held.x[-1].to(x.dtype, copy=True), stats
+
+
+def _slopes(plan: Plan, data_scale: float) -> list[Coefficient]:
+    result = []
+    for k in plan.evaluated:
+        target = plan.rows[k].target
+        assert target is not None
+        result.append(gaussian_slope(target, plan.rows[k].node, data_scale))
+    return result
+
+
+class Evaluated(NamedTuple):
+    """States x and targets g (points, B, *event) of one sweep, from the point ``begin`` on."""
+
+    begin: int
+    x: Tensor
+    g: Tensor
+
+
+def measured(
+    before: Evaluated | None, now: Evaluated, slopes: Sequence[Coefficient]
+) -> Secants | None:
+    """The secants at the points that two sweeps evaluated, but for the final one; see `system`."""
+    start = now.begin + 1
+    stop = start if before is None else min(before.begin + len(before.x), now.begin + len(now.x))
+    if before is None or stop <= start:
+        return None
+    new = slice(start - now.begin, stop - now.begin)
+    old = slice(start - before.begin, stop - before.begin)
+    dx, dg = now.x[new] - before.x[old], now.g[new] - before.g[old]
+    for i in range(len(dx)):
+        dg[i] -= at_home(slopes[start + i], dx) * dx[i]
+    length = dx.flatten(2).norm(dim=2)
+    scale = torch.where(length > 0, 1 / length, 0.0).view(*length.shape, *[1] * (dx.ndim - 2))
+    return Secants(start, dg.mul_(scale), dx.mul_(scale))
+
+
+class _Held:
+    """The states x of the rows first .. last, the targets g of the points past .. end - 1.
+
+    ``added`` is what the rows of x add, c + noise, drawn when a row enters: each noise term once,
+    in the order of the sequential run. None if the plan adds nothing.
+    """
+
+    def __init__(self, system: System, x: Tensor, draw: NoiseSource):
+        precise = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        rows = system.plan.rows
+        adds = any(r.noise or isinstance(r.offset, Tensor) or r.offset for r in rows)
+        self.system, self.draw = system, draw
+        self.first = self.past = 0
+        self.x = precise[None]
+        self.g = precise.new_empty(0, *x.shape)
+        self.added = torch.zeros_like(self.x) if adds else None
+
+    def at(self, rows: Sequence[int]) -> Tensor:
+        """A copy of the states of ``rows``."""
+        return self.x[[k - self.first for k in rows]]
+
+    def store(self, frame: Frame, g: Tensor) -> None:
+        """Put the targets of the points begin .. end - 1 in place of their old ones."""
+        self.g = torch.cat([self.g[: frame.begin - self.past], g])
+
+    def advance(
+        self, frame: Frame, slopes: Sequence[Coefficient] | None, secants: Secants | None
+    ) -> list[float]:
+        """Sweep over the frame; how much its points begin + 1 .. end have changed."""
+        added = None if self.added is None else self.added[frame.final + 1 - self.first :]
+        new = sweep(self.system, frame, self.x, self.g, added, slopes, secants)
+        computed = self.system.points[frame.begin + 1 : frame.end + 1]
+        before = self.at(computed)
+        self.x[frame.final + 1 - self.first :] = new
+        return changes(self.at(computed), before)
+
+    def extend(self, frame: Frame, guess: Callable[[range, Tensor | None], Tensor]) -> None:
+        """Drop what the frame does not need, and append guesses of its further rows."""
+        drop = frame.first - self.first
+        self.x, self.g = self.x[drop:], self.g[frame.past - self.past :]
+        self.added = None if self.added is None else self.added[drop:]
+        self.first, self.past = frame.first, frame.past
+        new = range(self.first + len(self.x), frame.last + 1)
+        if new:
+            added = None if self.added is None else torch.stack([self._added(k) for k in new])
+            self.x = torch.cat([self.x, guess(new, added).to(self.x)])
+            if self.added is not None and added is not None:
+                self.added = torch.cat([self.added, added])
+        elif drop:
+            self.x = self.x.clone()  # lets go of what was dropped
+
+    def _added(self, k: int) -> Tensor:
+        like, row = self.x[0], self.system.plan.rows[k]
+        total = torch.zeros_like(like) + at_home(row.offset, like)
+        for term in row.noise:
+            total += term.scale * self.draw(term, like)
+        return total
+
+    def constant(self, new: range, added: Tensor | None) -> Tensor:
+        """The last state for every new row."""
+        return self.x[-1:].expand(len(new), *self.x.shape[1:])
+
+    def continued(self, x0: Tensor, new: range, added: Tensor | None) -> Tensor:
+        """The plan's own rows for a network whose data prediction is x0 from here on."""
+        plan, points = self.system.plan, self.system.points
+
+        def target(k: int, y: Tensor) -> Tensor:
+            p = bisect_left(points, k) - self.past
+            if p < len(self.g):
+                return self.g[p]
+            row = plan.rows[k]
+            assert row.target is not None
+            u, w, q = (at_home(c, y) for c in row.target)
+            eps = (y - row.node.alpha * x0) / row.node.sigma if row.node.sigma > 0 else 0.0
+            return u * eps + w * x0 + q * y
+
+        return substitute(plan, slice(new.start, new.stop), self.x, self.first, target, added)

@@ -1,0 +1,330 @@
+r"""A plan as a fixed-point problem, and one sweep of its solution.
+
+All rows at once, a plan says x = Phi(x) with
+
+    Phi(x)_k = sum_j A[k,j] x_j + sum_j B[k,j] g_j(x_j) + c_k + noise_k,
+
+which is strictly lower triangular: row k depends on earlier rows only. Given an iterate x and the
+outputs g_j(x_j) of one batched network call, a sweep solves the problem with Phi replaced by
+Phi(x) + L (y - x), L strictly lower triangular too:
+
+    y = Phi(x) + L (y - x)   <=>   y = M ((A - L) x + B g + c + noise),      M = (I - L)^-1.
+
+Every L has the same fixed point, the sequential run, and makes at least one more row exact in
+every sweep. How fast the others follow depends on how well L approximates Phi'. Two choices:
+
+* "literal" (Shih et al. 2023, algorithm 1): L[k, j] = 1 for the state j that row k starts from, so
+  that increments are frozen, y_k = y_j + (Phi(x)_k - x_j);
+* "semilinear": L = A + B J, where J_j is the slope dg/dx of the network of normally distributed
+  data N(0, s^2). That network has the noise prediction sigma x / v and the data prediction
+  alpha s^2 x / v, v = alpha^2 s^2 + sigma^2, so that for g = u eps + w x0 + q x
+
+      J = (u sigma + w alpha s^2) / v + q.
+
+s = 0 freezes the data predictions, s = inf the noise predictions; s = 1 with a
+variance-preserving schedule freezes the v-predictions.
+
+**Secants.** Two evaluations of row j, at x_j and before, tell more about the network: with
+dx and dg their differences, Broyden's update J_j + u_j w_j^T, w = dx / |dx|,
+u = (dg - J dx) / |dx|, reproduces what was seen (one pair for each sample and row). L keeps its
+form, and with the matrix K = M B and the numbers c_j = w_j^T (y_j - x_j)
+
+    y = y_0 + K (u c),      c_j = w_j^T (y_0 - x)_j + sum_i K[j,i] (w_j^T u_i) c_i,
+
+where y_0 is the sweep without secants: a triangular system with one unknown a row.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from ..plan import Coefficient, Node, Plan, Target
+from ..prediction import Linear, to_target
+
+UPDATES = ("semilinear", "literal")
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A plan as a fixed-point problem for one prediction type; without data, shared by runs.
+
+    ``points`` are the rows that matter: the evaluated ones and the sample. ``maps`` turn the
+    network's output at an evaluated row into its g; ``oldest[k]`` is the oldest row that the rows
+    after k refer to.
+    """
+
+    plan: Plan
+    points: tuple[int, ...]
+    maps: Mapping[int, Linear]
+    oldest: tuple[int, ...]
+
+    @cached_property
+    def a(self) -> Tensor:
+        """A (rows, rows), float64."""
+        return _dense([row.states for row in self.plan.rows])
+
+    @cached_property
+    def b(self) -> Tensor:
+        """B (rows, evaluated rows), float64."""
+        full = _dense([row.outputs for row in self.plan.rows])
+        return full[:, list(self.plan.evaluated)]
+
+
+@lru_cache(maxsize=16)
+def system(plan: Plan, prediction: str) -> System:
+    """The system of ``plan`` for a network of this prediction type; computed once."""
+    rows = plan.rows
+    maps = {}
+    for k in plan.evaluated:
+        target = rows[k].target
+        assert target is not None
+        maps[k] = to_target(prediction, rows[k].node, target)
+    oldest = list(range(len(rows)))
+    for k in range(len(rows) - 2, -1, -1):
+        used = [j for j, _ in (*rows[k + 1].states, *rows[k + 1].outputs)]
+        oldest[k] = min([k, oldest[k + 1], *used])
+    return System(plan, (*plan.evaluated, len(rows) - 1), maps, tuple(oldest))
+
+
+def _dense(entries: Sequence[Sequence[tuple[int, Coefficient]]]) -> Tensor:
+    matrix = torch.zeros(len(entries), len(entries), dtype=torch.float64)
+    for k, row in enumerate(entries):
+        for j, value in row:
+            matrix[k, j] += float(value)
+    return matrix
+
+
+def gaussian_slope(target: Target, node: Node, data_scale: float) -> Coefficient:
+    """J = dg/dx at ``node`` for data N(0, data_scale^2), inf allowed; see the module's text."""
+    u, w, q = target
+    _, alpha, sigma = node
+    if math.isinf(data_scale) and alpha > 0:
+        return w / alpha + q
+    signal = alpha * data_scale**2 if alpha > 0 else 0.0
+    v = alpha * signal + sigma**2
+    return q if v == 0 else u * (sigma / v) + w * (signal / v) + q
+
+
+def targets(system: System, rows: Sequence[int], outputs: Tensor, states: Tensor) -> Tensor:
+    """g (len(rows), B, *event) from the network's outputs at ``states`` of ``rows``."""
+    result = torch.empty_like(states)
+    for i, k in enumerate(rows):
+        out, state = (at_home(c, states) for c in system.maps[k])
+        result[i] = out * outputs[i].to(states.dtype) + state * states[i]
+    return result
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The rows and points that a window holds.
+
+    The network is called at the points begin .. end - 1 and the states of the rows after ``final``
+    (the row of ``begin``) up to ``last`` (the row of ``end``) are computed. They need rows from
+    ``first`` and outputs from the point ``past`` on.
+    """
+
+    begin: int
+    end: int
+    first: int
+    final: int
+    last: int
+    past: int
+
+    @property
+    def new(self) -> slice:
+        """The rows to compute."""
+        return slice(self.final + 1, self.last + 1)
+
+
+def frame(system: System, begin: int, end: int) -> Frame:
+    """The frame of the window of points [begin, end)."""
+    final, last = system.points[begin], system.points[end]
+    first = system.oldest[final]
+    return Frame(begin, end, first, final, last, bisect_left(system.points, first))
+
+
+@dataclass(frozen=True, eq=False)
+class Secants:
+    """Rank-one corrections u w^T of the slopes at the points begin .. begin + len(u) - 1.
+
+    u and w are (points, B, *event).
+    """
+
+    begin: int
+    u: Tensor
+    w: Tensor
+
+
+def sweep(
+    system: System,
+    frame: Frame,
+    x: Tensor,
+    g: Tensor,
+    added: Tensor | None = None,
+    slopes: Sequence[Coefficient] | None = None,
+    secants: Secants | None = None,
+) -> Tensor:
+    """The next iterate at the rows ``frame.new``, (rows, B, *event).
+
+    Parameters
+    ----------
+    x : the present iterate at the rows first .. last.
+    g : its targets at the points past .. end - 1.
+    added : c + noise at the rows ``frame.new``; None for zero.
+    slopes : J of all evaluated rows; None for the literal update.
+    secants : corrections of the slopes; their points lie in begin + 1 .. end - 1.
+    """
+    if not system.plan.numeric:
+        return _row_by_row(system, frame, x, g, added, slopes, secants)
+    new, old = frame.new, slice(frame.first, frame.final + 1)
+    a, b = system.a[new, new], system.b[new, frame.past : frame.end]
+    identity = torch.eye(len(a), dtype=torch.float64)
+    l = _literal(system.plan, frame) if slopes is None else a + _spread(system, frame, slopes)
+    right = [system.a[new, old], a - l, b, *([] if added is None else [identity])]
+    weights = torch.linalg.solve_triangular(
+        identity - l, torch.cat(right, dim=1), upper=False, unitriangular=True
+    ).to(x.device, x.dtype)
+    of_x, of_g, inverse = weights.tensor_split((len(x), len(x) + len(g)), dim=1)
+    # Under autocast these would run in half precision, unless they are told where to write.
+    result = torch.mm(of_x, x.flatten(1), out=x.new_empty(len(a), x[0].numel()))
+    result.addmm_(of_g, g.flatten(1))
+    if added is not None:
+        result.addmm_(inverse, added.flatten(1))
+    if secants is not None:
+        _correct(system, frame, x, result, of_g, secants)
+    return result.view(-1, *x.shape[1:])
+
+
+def _literal(plan: Plan, frame: Frame) -> Tensor:
+    size = frame.last - frame.final
+    l = torch.zeros(size, size, dtype=torch.float64)
+    for i in range(size):
+        for j, value in literal(plan, frame.final + 1 + i):
+            if j > frame.final:
+                l[i, j - frame.final - 1] = float(value)
+    return l
+
+
+def literal(plan: Plan, k: int) -> list[tuple[int, Coefficient]]:
+    """Row k of the L of the literal update.
+
+    A row that keeps nothing of a state starts where its newest evaluation is. A state at which
+    the network is not evaluated (a corrected one) is no iterate, but a sum of others: it keeps
+    its coefficient, without which a sweep would not make the next row exact.
+    """
+    rows = plan.rows
+    starts = [j for j, _ in rows[k].states[:1]] or [
+        max((j for j, _ in rows[k].outputs), default=-1)
+    ]
+    base: list[tuple[int, Coefficient]] = [(j, 1.0) for j in starts if j >= 0 and rows[j].evaluated]
+    return base + [(j, a) for j, a in rows[k].states if not rows[j].evaluated]
+
+
+def _spread(system: System, frame: Frame, slopes: Sequence[Coefficient]) -> Tensor:
+    """B J over the new rows."""
+    inner = range(frame.begin + 1, frame.end)
+    columns = [system.points[p] - frame.final - 1 for p in inner]
+    result = torch.zeros(frame.last - frame.final, frame.last - frame.final, dtype=torch.float64)
+    j = torch.tensor([float(slopes[p]) for p in inner], dtype=torch.float64)
+    result[:, columns] = system.b[frame.new, frame.begin + 1 : frame.end] * j
+    return result
+
+
+def _correct(
+    system: System, frame: Frame, x: Tensor, y: Tensor, of_g: Tensor, secants: Secants
+) -> None:
+    """Add K (u c) to the flattened new rows y in place; see the module's text."""
+    inner = range(secants.begin, secants.begin + len(secants.u))
+    rows = torch.tensor([system.points[p] for p in inner], device=x.device)
+    k = of_g[:, secants.begin - frame.past :][:, : len(inner)]
+    # Samples first: (B, points, D).
+    u, w = (part.flatten(2).transpose(0, 1) for part in (secants.u, secants.w))
+    old = x[rows - frame.first].flatten(2)
+    moved = (y[rows - frame.final - 1].view_as(old) - old).transpose(0, 1)
+    coupling = k[rows - frame.final - 1] * torch.bmm(w, u.transpose(1, 2))
+    identity = torch.eye(len(inner), dtype=x.dtype, device=x.device)
+    c = torch.linalg.solve_triangular(
+        identity - coupling, (w * moved).sum(2, keepdim=True), upper=False, unitriangular=True
+    )
+    y.addmm_(k, (c * u).transpose(0, 1).flatten(1))
+
+
+def _row_by_row(
+    system: System,
+    frame: Frame,
+    x: Tensor,
+    g: Tensor,
+    added: Tensor | None,
+    slopes: Sequence[Coefficient] | None,
+    secants: Secants | None,
+) -> Tensor:
+    """`sweep` for coefficients that are tensors."""
+    place = {k: p for p, k in enumerate(system.points)}
+
+    def linearised(k: int, y: Tensor) -> Tensor:
+        p = place[k]
+        result, moved = g[p - frame.past], y - x[k - frame.first]
+        if slopes is None or p <= frame.begin:
+            return result
+        result = result + at_home(slopes[p], x) * moved
+        if secants is not None and 0 <= p - secants.begin < len(secants.u):
+            u, w = secants.u[p - secants.begin], secants.w[p - secants.begin]
+            c = (w * moved).flatten(1).sum(1)
+            result = result + c.view(-1, *[1] * (u.ndim - 1)) * u
+        return result
+
+    if slopes is not None:
+        return substitute(system.plan, frame.new, x, frame.first, linearised, added)
+    # Literal: Phi at the old states alone, then the differences of the base states on top.
+    result = torch.stack(
+        [
+            substitute(system.plan, slice(k, k + 1), x, frame.first, linearised, None)[0]
+            for k in range(frame.new.start, frame.new.stop)
+        ]
+    )
+    if added is not None:
+        result += added
+    for i, k in enumerate(range(frame.new.start, frame.new.stop)):
+        for j, value in literal(system.plan, k):
+            if j > frame.final:
+                moved = result[j - frame.final - 1] - x[j - frame.first]
+                result[i] += at_home(value, x) * moved
+    return result
+
+
+def substitute(
+    plan: Plan,
+    new: slice,
+    x: Tensor,
+    first: int,
+    target: Callable[[int, Tensor], Tensor],
+    added: Tensor | None,
+) -> Tensor:
+    """The plan's rows ``new`` one after the other, with g of row k and state y as target(k, y).
+
+    x holds the states of the rows from ``first`` on, at least up to ``new``; ``added`` c + noise.
+    """
+    states = {k: x[k - first] for k in range(first, new.start)}
+    cached: dict[int, Tensor] = {}
+    for i, k in enumerate(range(new.start, new.stop)):
+        total = torch.zeros_like(x[0]) if added is None else added[i].clone()
+        for j, a in plan.rows[k].states:
+            total += at_home(a, x) * states[j]
+        for j, b in plan.rows[k].outputs:
+            if j not in cached:
+                cached[j] = target(j, states[j])
+            total += at_home(b, x) * cached[j]
+        states[k] = total
+    return torch.stack([states[k] for k in range(new.start, new.stop)])
+
+
+def at_home(value: Coefficient, like: Tensor) -> Coefficient:
+    """A coefficient where and as precise as ``like``."""
+    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value
