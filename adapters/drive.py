@@ -17,7 +17,7 @@ class Drive:
 
     Parameters
     ----------
-    prediction : what the network predicts.
+    prediction : what the network predicts, once its output is multiplied by ``sign`` (1 or -1).
     threshold : applied to every data prediction.
     differentiable : keep the graph of the steps.
 
@@ -33,10 +33,12 @@ class Drive:
         prediction: str,
         sample: Tensor,
         *,
+        sign: float = 1.0,
         threshold: Callable[[Tensor], Tensor] | None = None,
         differentiable: bool = False,
     ):
         self.prediction = prediction
+        self.sign = sign
         self.threshold = threshold
         self.dtype = sample.dtype
         self.generator: torch.Generator | list[torch.Generator] | None = None
@@ -66,6 +68,8 @@ class Drive:
                 "loop with gradients, or detach it"
             )
         evaluation.x = sample
+        if self.sign != 1:
+            output = -output
         if self.threshold is not None:
             out, state = to_data(self.prediction, evaluation.node)
             precise = torch.promote_types(sample.dtype, torch.float32)

@@ -7,6 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from logsnr.solvers.spacings import WHOLE_STEPS
+
+from .spacing import FLAGS
+
 MODEL_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -17,14 +21,21 @@ MODEL_KEYS = (
     "snr_shift_scale",
     "prediction_type",
     "shift",
+    "invert_sigmas",
     "sigma_data",
+    "sigma_min",
+    "sigma_max",
+    "sigma_schedule",
+    "rho",
     "timestep_type",
 )
+OUR_OWN = ("solver", "exact_sigmas", "stock_class")
 
 
-def keys(scheduler: type) -> frozenset[str]:
-    """The config keys of a scheduler class."""
-    return frozenset(inspect.signature(scheduler).parameters) - {"kwargs"}
+def defaults(scheduler: type) -> dict[str, Any]:
+    """The config keys of a scheduler class with their defaults."""
+    parameters = inspect.signature(scheduler).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
 
 def check_known(
@@ -34,7 +45,7 @@ def check_known(
     config: Mapping[str, Any],
 ) -> None:
     """Raise ValueError for a ``given`` keyword that no scheduler and no ``config`` has."""
-    known = own.union(config, *map(keys, others))
+    known = own.union(config, *map(defaults, others))
     for key, value in given.items():
         if key not in known and not key.startswith("_"):
             raise ValueError(
@@ -53,11 +64,44 @@ def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "_use_default_values": defaults}
 
 
-def without_unset(text: str, own: frozenset[str]) -> str:
-    """The JSON config without the keys of ours that are None, which is what leaving out means.
+def unsaid(config: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
+    """Keys of ``own`` (key: default) that nobody set: None, or a default that was never given.
 
-    Another scheduler that reads the config then takes its own default and not a None.
+    SD pipelines rewrite a config behind our back, so a key counts only while it has its default.
     """
-    entries = json.loads(text)
-    kept = {key: value for key, value in entries.items() if key not in own or value is not None}
+    given = set(own) - set(config.get("_use_default_values", ()))
+    return {
+        key
+        for key, default in own.items()
+        if key in config
+        and config[key] == default
+        and (default is None or (key not in given and key not in (*MODEL_KEYS, *OUR_OWN)))
+    }
+
+
+def said_only(text: str, unsaid: Iterable[str]) -> str:
+    """The JSON config without ``unsaid`` keys.
+
+    Another scheduler that reads the config then takes its own default, and a converted pipeline
+    can be saved, loaded and converted back without a key changing.
+    """
+    left_out = set(unsaid)
+    kept = {key: value for key, value in json.loads(text).items() if key not in left_out}
     return json.dumps(kept, indent=2, sort_keys=True) + "\n"
+
+
+def handed_back(
+    config: Mapping[str, Any], own: Mapping[str, Any], target: frozenset[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a scheduler class with the keys ``target`` is given, and what it only keeps."""
+    left_out = unsaid(config, own) - set(MODEL_KEYS)
+    left_out.update(OUR_OWN, (key for key in config if key.startswith("_")))
+    said = {key: value for key, value in config.items() if key not in left_out}
+    spacing = said.get("timestep_spacing")
+    if spacing is not None and spacing not in WHOLE_STEPS:
+        del said["timestep_spacing"]
+        flag = next((flag for flag, name in FLAGS.items() if name == spacing), None)
+        if flag in target:
+            said[flag] = True
+    given = {key: value for key, value in said.items() if key in target}
+    return given, {key: value for key, value in said.items() if key not in given}

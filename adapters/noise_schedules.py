@@ -1,8 +1,9 @@
 r"""The noise schedule that a diffusers config describes.
 
-Two kinds are told apart. Variance-preserving configs give N betas, by a formula or as a table;
+Three kinds are told apart. Variance-preserving configs give N betas, by a formula or as a table;
 flow-matching configs either carry ``shift`` (the key of FlowMatchEulerDiscreteScheduler) or set
-``use_flow_sigmas`` (the key of the multistep schedulers). Tables are computed in float64.
+``use_flow_sigmas`` (the key of the multistep schedulers); and some give a range of sigma (see
+`sigma_models`). Tables are computed in float64.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, FlowMatching, NoiseSchedule
 
+from .sigma_models import SigmaModel, edm_model, is_continuous, is_edm
+
 MAX_BETA = 0.999
 
 
@@ -30,15 +33,19 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
     Raises ValueError for an unknown ``beta_schedule`` and for schedules that are not supported.
     """
-    for key, value in (("timestep_type", "continuous"), ("invert_sigmas", True)):
-        if config.get(key) == value:
-            raise ValueError(f"{key}={value!r} in the scheduler's config is not supported")
-    if config.get("sigma_data") is not None:
-        raise ValueError(
-            f"sigma_data={config['sigma_data']!r}: EDM preconditioned models are not supported"
-        )
+    if is_edm(config):
+        return edm_model(config)
     if is_flow(config):
         return FlowMatching()
+    discrete = discrete_schedule(config)
+    if not is_continuous(config):
+        return discrete
+    low, high = sigma_range(config, discrete)
+    return SigmaModel(low, high)
+
+
+def discrete_schedule(config: Mapping[str, Any]) -> DiscreteVP:
+    """The N training steps of a config with betas. ValueError for an unknown ``beta_schedule``."""
     trained = config.get("trained_betas")
     return _discrete(
         int(config["num_train_timesteps"]),
@@ -49,6 +56,22 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         bool(config.get("rescale_betas_zero_snr")),
         float(config.get("snr_shift_scale") or 1.0),
     )
+
+
+def sigma_range(config: Mapping[str, Any], schedule: DiscreteVP) -> tuple[float, float]:
+    """sigma / alpha of the last and the first node of a spacing by sigma.
+
+    The ends of training, or ``sigma_min`` and ``sigma_max``. ValueError where they are no range.
+    """
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    low = math.exp(-schedule.lam(1 / schedule.steps)) if low is None else float(low)
+    high = math.exp(-schedule.lam(1.0)) if high is None else float(high)
+    if not 0 < low < high < math.inf:
+        raise ValueError(
+            f"sigma_min={low!r}, sigma_max={high!r}: spacing by sigma / alpha needs "
+            "0 < sigma_min < sigma_max < inf (zero terminal SNR has no sigma_max)"
+        )
+    return low, high
 
 
 @lru_cache(maxsize=32)
@@ -66,7 +89,8 @@ def _discrete(
     elif name in BETAS:
         betas = BETAS[name](steps, start, end)
     else:
-        raise ValueError(f"beta_schedule={name!r}: choose one of {', '.join(BETAS)}")
+        also = " ('exp' is that of Shap-E, which is not supported)" if name == "exp" else ""
+        raise ValueError(f"beta_schedule={name!r}: choose one of {', '.join(BETAS)}{also}")
     schedule = DiscreteVP.from_betas(betas)
     if snr_shift == 1 and not zero_terminal:
         return schedule
@@ -94,10 +118,17 @@ def _of_alpha_bar(alpha_bar: Callable[[float], float]) -> Callable[[int, float, 
     return betas
 
 
+def _laplace(t: float) -> float:
+    # lambda is a Laplace quantile of t (Hang et al. 2024); diffusers takes alpha for alpha-bar.
+    lam = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(1 / (1 + math.exp(-lam)))
+
+
 BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
     "linear": lambda steps, start, end: _line(steps, start, end),
     "scaled_linear": lambda steps, start, end: _line(steps, math.sqrt(start), math.sqrt(end)) ** 2,
     "squaredcos_cap_v2": _of_alpha_bar(lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2),
+    "laplace": _of_alpha_bar(_laplace),
     "sigmoid": lambda steps, start, end: (
         torch.sigmoid(_line(steps, -6.0, 6.0)) * (end - start) + start
     ),

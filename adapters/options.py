@@ -17,6 +17,7 @@ from logsnr.solvers import PREDICTIONS, DynamicThreshold
 from logsnr.solvers.registry import find_solver
 
 from .noise_schedules import is_flow
+from .sigma_models import is_edm
 
 # What diffusers' solver_type means for the solvers that have a choice with these names.
 SOLVER_TYPES = {"midpoint": "dpmsolver", "heun": "taylor"}
@@ -76,6 +77,28 @@ def solver_options(config: Mapping[str, Any], n: int, remaining: int, eta: float
     return options
 
 
+def table_changes(
+    config: Mapping[str, Any], options: Mapping[str, Any], begin: int
+) -> dict[str, Any]:
+    """What the config changes in the solver's table, as keywords of `plan_for`.
+
+    ``disable_corrector`` counts steps of the whole run, of which ``begin`` are over. As in
+    diffusers, ``euler_at_final`` is for the multistep DPM-Solvers.
+    """
+    disabled = config.get("disable_corrector") or ()
+    if not all(isinstance(step, int) and step >= 0 for step in disabled):
+        raise ValueError(f"disable_corrector={disabled!r}: need a list of steps, counted from 0")
+    changes: dict[str, Any] = {}
+    steps = tuple(sorted(step - begin for step in disabled if step >= begin))
+    if steps:
+        changes["uncorrected"] = steps
+    name = solver_name(config)
+    if config.get("euler_at_final") and name in ("dpm-solver", "dpm-solver++"):
+        default = find_solver(name).defaults["steps"]
+        changes["euler_at_final"] = options.get("steps", default) == "multistep"
+    return changes
+
+
 def _solver_type(value: Any, name: str, has: Mapping[str, Any]) -> dict[str, Any]:
     if value is None:
         return {}
@@ -90,8 +113,17 @@ def _solver_type(value: Any, name: str, has: Mapping[str, Any]) -> dict[str, Any
 
 
 def prediction_type(config: Mapping[str, Any]) -> str:
-    """What the network predicts; by default velocity for flow models and epsilon otherwise."""
+    """What the network predicts; by default velocity for flow models and epsilon otherwise.
+
+    An EDM-preconditioned network predicts v of the normalised data, up to `output_sign`.
+    """
     kind = config.get("prediction_type")
+    if is_edm(config):
+        if kind not in (None, "epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction_type={kind!r}: a model with sigma_data has 'epsilon' or 'v_prediction'"
+            )
+        return "v_prediction"
     if kind is None:
         return "flow_prediction" if is_flow(config) else "epsilon"
     if kind not in PREDICTIONS:
@@ -99,15 +131,33 @@ def prediction_type(config: Mapping[str, Any]) -> str:
     return kind
 
 
+def output_sign(config: Mapping[str, Any]) -> float:
+    """What the network's output is multiplied by to be a `prediction_type`: 1, or -1.
+
+    -1 for EDM networks of the published form (``prediction_type="epsilon"``), and for flow models
+    with ``invert_sigmas``, which predict x0 - eps.
+    """
+    if is_edm(config):
+        return 1.0 if config.get("prediction_type") == "v_prediction" else -1.0
+    return -1.0 if is_flow(config) and config.get("invert_sigmas") else 1.0
+
+
+def data_scale(config: Mapping[str, Any]) -> float:
+    """The unit of the data in which the states are variance-preserving: sigma_data, else 1."""
+    return float(config["sigma_data"]) if is_edm(config) else 1.0
+
+
 def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """The hook on the data prediction.
+    """The hook on the data prediction, in units of `data_scale`.
 
     ``clip_sample`` is a key of diffusers' one-step schedulers, and is kept to them.
     """
+    unit = data_scale(config)
     if config["thresholding"]:
         ratio, maximum = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        return DynamicThreshold(float(ratio), float(maximum))
+        dynamic = DynamicThreshold(float(ratio), float(maximum))
+        return dynamic if unit == 1 else lambda x0: dynamic(x0 * unit) / unit
     if config["clip_sample"] and solver_name(config) in ("ddim", "ddpm"):
-        bound = float(config["clip_sample_range"])
+        bound = float(config["clip_sample_range"]) / unit
         return partial(torch.clamp, min=-bound, max=bound)
     return None

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from logsnr.solvers import Grid, Node, NoiseSchedule, Plan, plan_on_grid
+from logsnr.solvers import Grid, Node, NoiseSchedule, Plan, Row, plan_on_grid
+from logsnr.solvers.methods.multistep import first_order
 
 Nodes = tuple[Node, ...]
 
 
 def plan_for(
+    schedule: NoiseSchedule,
+    solver: str,
+    nodes: Nodes,
+    nfe: int,
+    options: Mapping[str, Any],
+    *,
+    uncorrected: tuple[int, ...] = (),
+    euler_at_final: bool = False,
+) -> Plan:
+    """`spread_plan` for a pipeline, which evaluates the start itself.
+
+    Parameters
+    ----------
+    uncorrected : see `without_correctors`.
+    euler_at_final : see `with_first_order_end`.
+
+    Raises ValueError if there is no such plan, or if its first evaluation is not at the start.
+    """
+    plan = spread_plan(schedule, solver, nodes, nfe, options)
+    if plan.evaluated[0] != 0:
+        raise ValueError(
+            f"solver={solver!r} with {dict(options)} moves the start before its first "
+            "evaluation, but a pipeline evaluates the start itself"
+        )
+    if uncorrected:
+        plan = without_correctors(plan, uncorrected)
+    return with_first_order_end(plan) if euler_at_final else plan
+
+
+def spread_plan(
     schedule: NoiseSchedule, solver: str, nodes: Nodes, nfe: int, options: Mapping[str, Any]
 ) -> Plan:
     """The plan of ``nfe`` evaluations from the first of ``nodes`` to the last.
@@ -20,7 +52,7 @@ def plan_for(
     spend ``nfe`` evaluations on, spread evenly. Plans are kept, so that the next image of a
     pipeline costs none.
 
-    Raises ValueError if there is no such plan, or if its first evaluation is not at the start.
+    Raises ValueError if there is no such plan.
     """
     try:
         return _kept(schedule, solver, nodes, nfe, tuple(sorted(options.items())))
@@ -48,15 +80,45 @@ def _plan(
         chosen = tuple(nodes[j * most // steps] for j in range(steps + 1))
         grid = Grid(schedule, chosen[0].t, chosen[-1].t, explicit=chosen)
         try:
-            plan = plan_on_grid(solver, grid, nfe, **options)
+            return plan_on_grid(solver, grid, nfe, **options)
         except ValueError as error:
             first_error = first_error or error
-            continue
-        if plan.evaluated[0] != 0:
-            raise ValueError(
-                f"solver={solver!r} with {dict(options)} moves the start before its first "
-                "evaluation, but a pipeline evaluates the start itself"
-            )
-        return plan
     assert first_error is not None
     raise first_error
+
+
+@lru_cache(maxsize=64)
+def without_correctors(plan: Plan, steps: Collection[int]) -> Plan:
+    """The plan without the correctors of ``steps``, counted from 0.
+
+    The corrector of step i is the row at the node of evaluation i + 1 that follows it; what
+    started from the corrected state then starts from the predicted one.
+    """
+    taken: dict[int, int] = {}  # the row that takes the place of each row
+    rows: list[Row] = []
+    for k, row in enumerate(plan.rows):
+        last = plan.rows[k - 1]
+        corrects = 0 < k < len(plan.rows) - 1 and not row.evaluated and row.node == last.node
+        if corrects and last.evaluated and plan.evaluated.index(k - 1) - 1 in steps:
+            taken[k] = taken[k - 1]
+            continue
+        taken[k] = len(rows)
+        states = tuple((taken[j], a) for j, a in row.states)
+        outputs = tuple((taken[j], b) for j, b in row.outputs)
+        rows.append(replace(row, states=states, outputs=outputs))
+    return replace(plan, rows=tuple(rows))
+
+
+@lru_cache(maxsize=64)
+def with_first_order_end(plan: Plan) -> Plan:
+    """The plan with its last row replaced by the first-order step from the last evaluation.
+
+    For deterministic solvers with one evaluation a step.
+    """
+    *rows, last = plan.rows
+    k = plan.evaluated[-1]
+    target = rows[k].target
+    assert target is not None
+    a, b = first_order(target, rows[k].node, last.node)
+    base = len(rows) - 1  # the last evaluation, or its corrected state
+    return replace(plan, rows=(*rows, Row(last.node, ((base, a),) if a else (), ((k, b),))))

@@ -5,8 +5,9 @@
 
 A pipeline owns the loop and calls ``step`` once for every network evaluation. The scheduler keeps
 one run of a plan (a generator), sends it each network output and hands back the state to evaluate
-next, so ``num_inference_steps`` is the NFE for every solver. States are variance-preserving or
-flow states: ``init_noise_sigma`` is 1 and the model input is not scaled.
+next, so ``num_inference_steps`` is the NFE for every solver. States are what the network is shown,
+variance-preserving or flow states also for EDM networks and for Stable Video Diffusion:
+``init_noise_sigma`` is about 1 and the model input is not scaled.
 
 The plan is laid out at the first ``step``, for the timesteps that remain: image-to-image strength
 and split schedules start in the middle. Options are not read before ``set_timesteps``, because
@@ -23,22 +24,28 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import (
-    KarrasDiffusionSchedulers,
-    SchedulerMixin,
-    SchedulerOutput,
-)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node, NoiseSchedule, Plan
+from logsnr.solvers import DiscreteVP, FlowMatching, Node, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
 
 from .drive import Drive
-from .keys import check_known, in_force, keys, without_unset
-from .layout import Layout, layout, training_timesteps
-from .noise_schedules import noise_schedule
-from .options import prediction_type, solver_name, solver_options, threshold
+from .keys import check_known, defaults, in_force, said_only, unsaid
+from .layout import Layout, layout, node_told, training_timesteps
+from .noise_schedules import discrete_schedule, noise_schedule
+from .options import (
+    data_scale,
+    output_sign,
+    prediction_type,
+    solver_name,
+    solver_options,
+    table_changes,
+    threshold,
+)
 from .plans import plan_for
+from .sigma_models import COSMOS, SigmaModel, StateOnly, is_continuous, is_edm, start_deviation
+from .stock import REPLACED, replaceable_class, stock_scheduler
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):
@@ -55,22 +62,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     shift : makes this a flow-matching scheduler, as FlowMatchEulerDiscreteScheduler's;
         ``use_flow_sigmas`` with ``flow_shift`` does too, as the multistep schedulers do.
 
+    sigma_data : makes this a scheduler for an EDM-preconditioned network, with ``sigma_min``,
+        ``sigma_max``, ``sigma_schedule`` and ``rho`` as EDMDPMSolverMultistepScheduler's.
+    exact_sigmas : use the ``sigmas`` given to a flow model as they are, without shift or stretch.
+    stock_class : the class of diffusers that the config came from; `from_config` fills it in.
+
     All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
     are kept in the config. Values are checked by ``set_timesteps`` (ValueError).
     """
 
-    _compatibles = [entry.name for entry in KarrasDiffusionSchedulers] + [
-        "CogVideoXDDIMScheduler",
-        "CogVideoXDPMScheduler",
-        "DDIMParallelScheduler",
-        "DDPMParallelScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-        "SASolverScheduler",
-    ]
+    _compatibles = list(REPLACED)
     order = 1
-    init_noise_sigma = 1.0
 
     _drive: Drive | None = None
     _layout: Layout | None = None
@@ -87,6 +89,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        timestep_type: str = "discrete",
+        sigma_data: float | None = None,
+        sigma_schedule: str = "karras",
+        rho: float = 7.0,
         prediction_type: str | None = None,
         variance_type: str | None = None,
         solver: str | Mapping[str, Any] = "unipc",
@@ -94,6 +101,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         solver_type: str | None = None,
         predict_x0: bool = True,
         lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        disable_corrector: Sequence[int] = (),
+        lambda_min_clipped: float | None = None,
         timestep_spacing: str | None = None,
         steps_offset: int = 0,
         final_sigmas_type: str | None = None,
@@ -119,11 +129,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         max_shift: float = 1.15,
         base_image_seq_len: int = 256,
         max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        exact_sigmas: bool = False,
+        stock_class: str | None = None,
     ):
         solver_name(self.config)
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
-        self.timesteps = training_timesteps(self.config)
+        self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
 
     @classmethod
     def from_config(
@@ -134,17 +147,30 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         As everywhere in diffusers, options of sampling that the other scheduler had by default are
         not taken over; what it says about the model is.
 
-        Raises ValueError for a keyword that no scheduler has.
+        Raises ValueError for a keyword that no scheduler has, and for the config of a scheduler
+        whose place cannot be taken: LCM, consistency models, Stable Cascade and others.
         """
         if isinstance(config, Mapping):
+            if "solver" not in config and config.get("_class_name") != cls.__name__:
+                origin = replaceable_class(config)
+                if origin is not None:
+                    kwargs.setdefault("stock_class", origin)
             if not return_unused_kwargs:
-                check_known(kwargs, keys(cls), cls._get_compatibles(), config)
+                check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
             config = in_force(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
+    def to_stock(self) -> Any:
+        """A scheduler of diffusers' own with this config: of the class that it came from.
+
+        For pipelines that are to be used where this package is not installed. A config that came
+        from none gives the class nearest to its solver.
+        """
+        return stock_scheduler(self.config, defaults(PlanScheduler), solver_name(self.config))
+
     def to_json_string(self) -> str:
-        """The config as JSON. Keys of ours that are None are left out: that is what None means."""
-        return without_unset(super().to_json_string(), keys(type(self)))
+        """The config as JSON: what describes the model, and what was set to other than defaults."""
+        return said_only(super().to_json_string(), unsaid(self.config, defaults(PlanScheduler)))
 
     def set_timesteps(
         self,
@@ -159,8 +185,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         Parameters
         ----------
         timesteps : what the network is told, in falling order; used exactly as given.
-        sigmas : as diffusers has them. Variance-preserving: sigma / alpha of all nodes, the end
-            included. Flow: t of the evaluations, which the config's shift moves.
+        sigmas : as diffusers has them. Flow: t of the evaluations, which the config's shift moves
+            unless it has ``exact_sigmas``. Others: sigma / alpha of all nodes, the end included.
         mu : the dynamic shift of flow models.
 
         Raises ValueError for bad values, here or in the config.
@@ -179,11 +205,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         _check_start(config, result.nodes[0])
         n = len(result.timesteps)
         called = _called(self._plan(schedule, result.nodes, n, n, 0.0))
-        flow = not isinstance(schedule, DiscreteVP)
-        told = torch.tensor(result.told(called, schedule, len(self)), device=device)
-        self.timesteps = told.to(torch.float32 if flow else torch.int64)
-        # As in diffusers, the noise levels of variance-preserving models stay on the CPU.
-        self.sigmas = _levels([*called, result.nodes[-1]], flow).to(device if flow else None)
+        whole = isinstance(schedule, DiscreteVP) and result.whole
+        told = torch.tensor(result.told(called, schedule, len(self)), dtype=torch.float64)
+        self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
+        # As in diffusers, only flow models have their noise levels where the network is.
+        levels = torch.tensor(result.levels([*called, result.nodes[-1]], schedule))
+        self.sigmas = levels.to(device if isinstance(schedule, FlowMatching) else None)
         self.num_inference_steps = n
         self._layout, self._nodes = result, called
         self._drive = self._step_index = self._begin_index = None
@@ -222,10 +249,32 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         drive.generator, drive.variance_noise = generator, variance_noise
         previous = drive.step(model_output, sample)
         self._step_index += 1  # type: ignore[operator]  # _start has set it
-        return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=previous)
+        return StateOnly((previous,)) if is_edm(self.config) else (previous,)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """1, and as near to 1 as diffusers starts models that a range of sigma describes."""
+        schedule = noise_schedule(self.config)
+        if not isinstance(schedule, SigmaModel):
+            return 1.0
+        highest = schedule.sigma_max
+        if self._nodes:
+            highest = self._nodes[0].t * schedule.sigma_data
+        return schedule.start_scale(highest, start_deviation(self.config, highest))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself."""
+        """The sample itself.
+
+        Raises ValueError for a number: a pipeline that scales one preconditions its network for
+        states of variance 1 + sigma^2 (StableDiffusionLatentUpscalePipeline).
+        """
+        if sample.ndim == 0:
+            raise ValueError(
+                "scale_model_input was given a number: this pipeline preconditions its network "
+                "itself, for states that PlanScheduler does not have"
+            )
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -234,7 +283,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         In a run that was told where it begins, this is the current node, as in diffusers;
         otherwise the node of each timestep, or the training schedule's level.
         """
-        schedule = noise_schedule(self.config)
+        schedule, unit = noise_schedule(self.config), data_scale(self.config)
         values = torch.as_tensor(timesteps)
         current = self._begin_index if self._step_index is None else self._step_index
         if self._begin_index is not None and current is not None and current < len(self._nodes):
@@ -243,7 +292,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             nodes = [self._node_of(schedule, told) for told in values.reshape(-1).tolist()]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         precise = torch.promote_types(original_samples.dtype, torch.float32)
-        levels = torch.tensor([(node.alpha, node.sigma) for node in nodes], dtype=torch.float64)
+        levels = torch.tensor([(n.alpha / unit, n.sigma) for n in nodes], dtype=torch.float64)
         alpha, sigma = levels.to(original_samples.device, precise).unbind(1)
         noisy = alpha.reshape(shape) * original_samples + sigma.reshape(shape) * noise
         return noisy.to(original_samples.dtype)
@@ -253,7 +302,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say at which of ``timesteps`` the next run begins."""
+        """Say at which of ``timesteps`` the next run begins; ValueError if there is none."""
+        n = self.num_inference_steps
+        if begin_index < 0 or (n is not None and begin_index >= n):
+            raise ValueError(
+                f"begin_index={begin_index}: the run has {n} evaluations, and at least one must "
+                "remain; with a strength, num_inference_steps * strength must be at least 1"
+            )
         self._begin_index = begin_index
         self._drive = self._step_index = None
 
@@ -269,10 +324,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """alpha^2 of the training steps, float32. Flow-matching schedulers have none."""
+        """alpha^2 of the training steps, float32. Flow and EDM schedulers have none."""
         schedule = noise_schedule(self.config)
+        if is_continuous(self.config):
+            schedule = discrete_schedule(self.config)
         if not isinstance(schedule, DiscreteVP):
-            raise AttributeError("a flow-matching scheduler has no alphas_cumprod")
+            raise AttributeError("a scheduler without training steps has no alphas_cumprod")
         return schedule.alphas_cumprod.float()
 
     def __len__(self) -> int:
@@ -307,6 +364,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             plan,
             prediction_type(self.config),
             sample,
+            sign=output_sign(self.config),
             threshold=threshold(self.config),
             differentiable=torch.is_grad_enabled()
             and (sample.requires_grad or output.requires_grad),
@@ -323,8 +381,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             if same and timestep.dtype == ours.dtype:
                 return int(timestep.storage_offset() - ours.storage_offset())
             timestep = timestep.reshape(-1)[0].item()
+        # The nearest, because pipelines may have rounded the copy to the network's precision.
         values = ours.tolist()
-        return values.index(timestep) if timestep in values else 0
+        return min(range(len(values)), key=lambda k: abs(values[k] - float(timestep)))
 
     def _remaining(self, begin: int) -> tuple[Node, ...]:
         assert self._layout is not None
@@ -336,8 +395,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _plan(
         self, schedule: NoiseSchedule, nodes: tuple[Node, ...], n: int, nfe: int, eta: float
     ) -> Plan:
-        options = solver_options(self.config, n, nfe, eta)
-        return plan_for(schedule, solver_name(self.config), nodes, nfe, options)
+        name, options = solver_name(self.config), solver_options(self.config, n, nfe, eta)
+        changes = table_changes(self.config, options, begin=n - nfe)
+        return plan_for(schedule, name, nodes, nfe, options, **changes)
 
     def _lay_out_again(self, schedule: NoiseSchedule, begin: int, plan: Plan) -> None:
         """Write the times of the remaining evaluations where the pipeline will read them.
@@ -350,9 +410,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             return
         self._nodes = [*self._nodes[:begin], *called]
         told = self._layout.told(called, schedule, len(self))
-        self.timesteps[begin:] = torch.tensor(told).to(self.timesteps)
-        flow = not isinstance(schedule, DiscreteVP)
-        self.sigmas[begin:-1] = _levels(called, flow).to(self.sigmas)
+        self.timesteps[begin:] = torch.tensor(told, dtype=torch.float64).to(self.timesteps.dtype)
+        self.sigmas[begin:-1] = torch.tensor(self._layout.levels(called, schedule))
 
     def _node_of(self, schedule: NoiseSchedule, told: float) -> Node:
         """The node at which the network is told ``told``, of the run or of training."""
@@ -360,8 +419,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             values = self.timesteps.tolist()
             if told in values:
                 return self._nodes[values.index(told)]
-        t = (told + 1) / len(self) if isinstance(schedule, DiscreteVP) else told / len(self)
-        return Node(t, schedule.alpha(t), schedule.sigma(t))
+        return node_told(self.config, schedule, told)
+
+    def _get_conditioning_c_in(self, sigma: Any) -> Any:
+        raise ValueError(COSMOS)
 
     def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
         if self.config.get("variance_type") in ("learned", "learned_range"):
@@ -383,13 +444,6 @@ def _check_start(config: Mapping[str, Any], start: Node) -> None:
         to_data(prediction_type(config), start)
     except ValueError as error:
         raise ValueError(f"prediction_type: {error}") from error
-
-
-def _levels(nodes: Sequence[Node], flow: bool) -> Tensor:
-    """What diffusers calls sigmas: sigma of flow models, sigma / alpha of the others."""
-    alphas = torch.tensor([1.0 if flow else node.alpha for node in nodes], dtype=torch.float64)
-    sigmas = torch.tensor([node.sigma for node in nodes], dtype=torch.float64)
-    return (sigmas / alphas).float()
 
 
 def _listed(values: Sequence[float] | Tensor | None) -> list[float] | None:

@@ -1,63 +1,34 @@
-"""PlanScheduler against our own `sample`, against diffusers' schedulers, and as a good citizen."""
+"""PlanScheduler against our own `sample`, and as a good citizen of pipelines."""
 
 from __future__ import annotations
 
 import copy
-import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import pytest
 import torch
-from diffusers.configuration_utils import FrozenDict
+from scheduler_cases import (
+    LATENT,
+    SHAPE,
+    SOLVERS_WITHOUT_STATISTICS,
+    assert_close,
+    drive,
+    network,
+    scheduler_for,
+    start,
+)
 from torch import Tensor
 
-import logsnr.adapters.scheduler
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.noise_schedules import noise_schedule
-from logsnr.adapters.options import solver_options
-from logsnr.solvers import SOLVERS, Denoiser, DiscreteVP, Grid, plan_on_grid, sample
-
-LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SHAPE = (2, 3, 4, 4)
-NUMBERS = torch.Generator().manual_seed(0)
-MIX = torch.linalg.qr(torch.randn(48, 48, generator=NUMBERS, dtype=torch.float64))[0]
-
-
-def network(x: Tensor, t: Tensor | float) -> Tensor:
-    """A smooth non-linear stand-in that depends on state and time, at x's precision."""
-    level = 0.5 + torch.as_tensor(t, device=x.device).double().reshape(-1, 1).cpu() / 2000
-    return torch.tanh(x.double().flatten(1) @ MIX * level).reshape(x.shape).to(x.dtype)
-
-
-def start(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-@torch.no_grad()
-def drive(scheduler, x: Tensor, begin: int = 0, edit=None, **options) -> Tensor:
-    """The loop of every pipeline."""
-    for i, t in enumerate(scheduler.timesteps[begin:]):
-        x = scheduler.step(network(x, t), t, x, return_dict=False, **options)[0]
-        if edit is not None:
-            x = edit(i, x)
-    return x
-
-
-def scheduler_for(solver, **config) -> PlanScheduler:
-    return PlanScheduler(**{**LATENT, "solver": solver, **config})
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Equal to ``tolerance`` of the largest entry, element by element."""
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
-
+from logsnr.solvers import Denoiser, Grid, plan_on_grid, sample
 
 # --- against our own `sample`
 
 
-@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"dpm-solver-v3"}))
+@pytest.mark.parametrize("solver", SOLVERS_WITHOUT_STATISTICS)
 @pytest.mark.parametrize("nfe", [1, 4, 7])
 def test_a_pipeline_loop_is_sample(solver, nfe):
     scheduler = scheduler_for(solver)
@@ -94,97 +65,7 @@ def test_options_without_a_diffusers_key_come_through_the_mapping():
     assert_close(drive(scheduler, start(torch.float64)), expected, 1e-12)
 
 
-# --- against diffusers, where it is right
-
-STOCK = {
-    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
-    "ddim, alpha of step 0": (
-        diffusers.DDIMScheduler,
-        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-    ),
-    "ddim, v": (
-        diffusers.DDIMScheduler,
-        {"clip_sample": False, "prediction_type": "v_prediction"},
-    ),
-    "2M": (diffusers.DPMSolverMultistepScheduler, {}),
-    "2M leading": (
-        diffusers.DPMSolverMultistepScheduler,
-        {"timestep_spacing": "leading", "steps_offset": 1, "final_sigmas_type": "sigma_min"},
-    ),
-    "2M karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "2M heun": (diffusers.DPMSolverMultistepScheduler, {"solver_type": "heun"}),
-    "3M": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 3}),
-    "2M thresholding": (
-        diffusers.DPMSolverMultistepScheduler,
-        {"thresholding": True, "prediction_type": "sample", "sample_max_value": 1.5},
-    ),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-    "unipc trailing": (diffusers.UniPCMultistepScheduler, {"timestep_spacing": "trailing"}),
-    "unipc cosine": (
-        diffusers.UniPCMultistepScheduler,
-        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
-    ),
-    "unipc bh1": (
-        diffusers.UniPCMultistepScheduler,
-        {"solver_type": "bh1", "final_sigmas_type": "sigma_min", "solver_order": 3},
-    ),
-}
-OURS = {"DDIM": "ddim", "DPMS": "dpm-solver++", "UniP": "unipc", "Flow": "ddim"}
-
-
-@pytest.mark.parametrize("case", STOCK)
-@pytest.mark.parametrize("nfe", [1, 2, 5, 8, 20])
-def test_stock_parity(case, nfe):
-    kind, options = STOCK[case]
-    stock = kind(**{**LATENT, **options})
-    ours = PlanScheduler.from_config(stock.config, solver=OURS[kind.__name__[:4]])
-    stock.set_timesteps(nfe)
-    ours.set_timesteps(nfe)
-    assert ours.timesteps.dtype == stock.timesteps.dtype
-    assert ours.timesteps.tolist() == stock.timesteps.tolist()
-    if hasattr(stock, "sigmas"):
-        torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=2e-5, atol=0)
-    # float32 tables: 1e-5 of a level, up to 8e-4 for karras (its table is built in float32 steps)
-    tolerance = 1e-3 if "karras" in case else 3e-5
-    assert_close(drive(ours, start()), drive(stock, start()), tolerance)
-
-
-@pytest.mark.parametrize("nfe", [1, 3, 8, 28])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_euler_parity(nfe, shift):
-    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim")
-    stock.set_timesteps(nfe)
-    ours.set_timesteps(nfe)
-    assert ours.timesteps.dtype == torch.float32
-    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=2e-7, atol=0)
-    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=2e-7, atol=0)
-    assert_close(drive(ours, start()), drive(stock, start()), 2e-6)
-
-
-@pytest.mark.parametrize("kind", ["exponential", "linear"])
-def test_dynamic_shift_and_given_sigmas_follow_flow_euler(kind):
-    stock = diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, time_shift_type=kind, shift_terminal=0.1
-    )
-    ours = PlanScheduler.from_config(stock.config, solver="unipc")
-    sigmas = torch.linspace(1, 1 / 6, 6).tolist()
-    for scheduler in (stock, ours):
-        scheduler.set_timesteps(sigmas=sigmas, mu=1.1)
-    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=1e-6, atol=1e-7)
-    with pytest.raises(ValueError, match="mu is missing"):
-        ours.set_timesteps(6)
-
-
-def test_ddim_noise_is_that_of_stock():
-    stock = diffusers.DDIMScheduler(**LATENT, clip_sample=False)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim")
-    results = []
-    for scheduler in (ours, stock):
-        scheduler.set_timesteps(8)
-        generator = torch.Generator().manual_seed(3)
-        results.append(drive(scheduler, start(), eta=0.7, generator=generator))
-    assert_close(*results, 3e-5)
+# --- noise and ends
 
 
 def test_a_list_of_generators_makes_samples_independent_of_their_batch():
@@ -196,23 +77,6 @@ def test_a_list_of_generators_makes_samples_independent_of_their_batch():
 
     both = run(start(), [5, 6])
     assert_close(run(start()[1:], [6]), both[1:], 1e-6)
-
-
-# --- what stock gets wrong
-
-
-@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"dpm-solver-v3"}))
-@pytest.mark.parametrize("flow", [False, True])
-def test_a_point_mass_leaves_no_noise(solver, flow):
-    point = torch.full(SHAPE, 0.3)
-    config = {"shift": 3.0} if flow else LATENT
-    for nfe in range(1, 13):
-        scheduler = PlanScheduler(**config, solver=solver, prediction_type="sample")
-        scheduler.set_timesteps(nfe)
-        x = start()
-        for t in scheduler.timesteps:
-            x = scheduler.step(point, t, x).prev_sample
-        torch.testing.assert_close(x, point, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
@@ -242,7 +106,7 @@ def test_zero_terminal_snr_is_exact_and_refuses_epsilon():
 # --- starting in the middle, edits, reuse
 
 
-@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - {"dpm-solver-v3"}))
+@pytest.mark.parametrize("solver", SOLVERS_WITHOUT_STATISTICS)
 @pytest.mark.parametrize("begin", [1, 2, 5, 7])
 def test_a_slice_is_found_by_index_by_view_and_by_value(solver, begin):
     @torch.no_grad()
@@ -466,189 +330,76 @@ def test_learned_variances_are_left_out():
     assert torch.equal(*results)
 
 
-# --- configs
+# --- copies of times, threads, split runs
 
 
-def test_the_module_path_that_saved_pipelines_name():
-    assert PlanScheduler.__module__ == "logsnr.adapters.scheduler"
-    assert logsnr.adapters.scheduler.PlanScheduler is PlanScheduler
-    assert all(hasattr(diffusers, name) for name in PlanScheduler._compatibles)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_rounded_copy_of_a_time_is_found(dtype):
+    scheduler = PlanScheduler(shift=3.0, solver="unipc")
+    for begin in range(6):
+        scheduler.set_timesteps(6)
+        copied = scheduler.timesteps[begin].to(dtype)
+        scheduler.step(start(), copied, start())
+        assert scheduler.step_index == begin + 1
 
 
-def unset(path) -> set[str]:
-    """Keys that a saved config gives as None."""
-    return {key for key, value in json.loads(path.read_text()).items() if value is None}
-
-
-@pytest.mark.parametrize(
-    "stock",
-    [
-        diffusers.DDIMScheduler(**LATENT, set_alpha_to_one=False, clip_sample=False),
-        diffusers.DPMSolverMultistepScheduler(**LATENT, euler_at_final=True, solver_order=3),
-        diffusers.UniPCMultistepScheduler(**LATENT, disable_corrector=[0]),
-        diffusers.EulerDiscreteScheduler(**LATENT, interpolation_type="log_linear"),
-        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, base_shift=0.7),
-        diffusers.FlowMatchEulerDiscreteScheduler(),
-    ],
-    ids=lambda stock: type(stock).__name__,
-)
-def test_keys_of_other_schedulers_survive_the_round_trip(stock, tmp_path):
-    ours = PlanScheduler.from_config(stock.config, solver={"name": "unipc", "variant": "bh1"})
-    ours.save_pretrained(tmp_path)
-    loaded = PlanScheduler.from_pretrained(tmp_path)
-    assert loaded.config.solver == {"name": "unipc", "variant": "bh1"}
-    back = type(stock).from_config(loaded.config)
-    for key, value in stock.config.items():
-        if not key.startswith("_"):
-            assert back.config[key] == value, key
-    for scheduler in (ours, loaded, stock, back):
-        scheduler.set_timesteps(5)
-    assert loaded.timesteps.equal(ours.timesteps) and back.timesteps.equal(stock.timesteps)
-    assert type(stock).__name__ == "DDIMScheduler" or drive(loaded, start()).equal(
-        drive(ours, start())
-    )
-    assert "timestep_spacing" not in unset(tmp_path / "scheduler_config.json")
-
-
-def test_the_config_is_read_when_timesteps_are_set():
-    # Stable Diffusion's constructors replace the config after the scheduler was built.
-    scheduler = scheduler_for("ddim")
-    scheduler._internal_dict = FrozenDict({**scheduler.config, "steps_offset": 1})
-    scheduler.set_timesteps(10)
-    assert scheduler.timesteps[-1] == 1
-
-
-@pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_stock_option_values_map_to_every_solver(name):
-    for solver_type in ("midpoint", "heun", "logrho", "bh1", "bh2", None):
-        scheduler = scheduler_for(name, solver_type=solver_type, predict_x0=True)
-        options = solver_options(scheduler.config, 20, 20, 0.0)
-        assert set(options) <= set(SOLVERS[name].defaults)
-
-
-@pytest.mark.parametrize(
-    "beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
-)
-@pytest.mark.parametrize("zero_snr", [False, True])
-def test_beta_schedules_are_those_of_diffusers(beta_schedule, zero_snr):
-    options = {"beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero_snr}
-    stock = diffusers.DDPMScheduler(**options)
-    schedule = noise_schedule(PlanScheduler(**options).config)
-    assert isinstance(schedule, DiscreteVP)
-    expected = stock.alphas_cumprod.double()
-    torch.testing.assert_close(schedule.alphas_cumprod, expected, rtol=2e-3, atol=1e-6)
-
-
-def test_trained_betas():
-    betas = torch.linspace(1e-4, 0.03, 50).tolist()
-    stock = diffusers.DDPMScheduler(num_train_timesteps=50, trained_betas=betas)
-    ours = PlanScheduler.from_config(stock.config)
-    torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-5, atol=0)
-    ours.set_timesteps(50)
-    assert len(ours.timesteps) == 50
-
-
-# --- bad input
-
-
-def bad_step(**changes):
-    def call():
+def test_repeated_times_are_told_apart_by_the_view():
+    for handed in (lambda t: t, lambda t: t[None], lambda t: t.expand(3)):
         scheduler = scheduler_for("unipc")
-        scheduler.set_timesteps(4)
-        t = scheduler.timesteps[0]
-        scheduler.step(**{"model_output": start(), "timestep": t, "sample": start(), **changes})
-
-    return call
+        scheduler.set_timesteps(timesteps=[900, 600, 600, 600, 300])
+        scheduler.step(start(), handed(scheduler.timesteps[3]), start())
+        assert scheduler.step_index == 4
 
 
-def bad_timesteps(*args, config=None, **kwargs):
-    options = {**LATENT, "solver": "unipc", **(config or {})}
-    return lambda: PlanScheduler(**options).set_timesteps(*args, **kwargs)
+def test_a_copied_scheduler_finds_its_own_times():
+    scheduler = scheduler_for("heun")
+    scheduler.set_timesteps(timesteps=[900, 600, 600, 300, 100])
+    other = copy.deepcopy(scheduler)
+    other.step(start(), other.timesteps[2], start())
+    assert other.step_index == 3 and scheduler.step_index is None
 
 
-def steps_too_many():
-    scheduler = scheduler_for("unipc")
-    scheduler.set_timesteps(2)
-    drive(scheduler, start())
-    scheduler.step(start(), 0, start())
+@pytest.mark.parametrize("solver", ["ddim", "dpm-solver++"])
+def test_base_and_refiner_share_one_grid(solver):
+    """With denoising_end / denoising_start: what one leaves off, the other takes up."""
+    whole, base, refiner = (scheduler_for(solver, timestep_spacing="leading") for _ in range(3))
+    for scheduler in (whole, base, refiner):
+        scheduler.set_timesteps(10)
+    expected = drive(whole, start(torch.float64))
+    x = start(torch.float64)
+    for t in base.timesteps[:7]:
+        x = base.step(network(x, t), t, x).prev_sample
+    refiner.set_begin_index(7)
+    joined = drive(refiner, x, begin=7)
+    # The refiner starts with an empty history, so only a one-step method notices nothing.
+    assert_close(joined, expected, 1e-12 if solver == "ddim" else 0.05)
 
 
-FLOW = {"shift": 1.0}
-BAD = {
-    "unknown solver": (lambda: scheduler_for("eulr"), "solver='eulr'.*unipc"),
-    "mapping without name": (lambda: scheduler_for({"order": 2}), "solver=.*'name'"),
-    "unknown option": (
-        bad_timesteps(5, config={"solver": {"name": "ddim", "odrer": 2}}),
-        "odrer=2.*option of 'ddim'.*eta",
-    ),
-    "unknown key": (
-        lambda: PlanScheduler.from_config(PlanScheduler().config, solver_odrer=2),
-        "solver_odrer=2.*solver_order",
-    ),
-    "solver_order": (bad_timesteps(5, config={"solver_order": 0}), "solver_order=0"),
-    "order too high": (
-        bad_timesteps(9, config={"solver": "dpm-solver++", "solver_order": 4}),
-        "order=4",
-    ),
-    "solver_type": (bad_timesteps(5, config={"solver_type": "bh3"}), "solver_type='bh3'.*bh2"),
-    "prediction_type": (
-        bad_timesteps(5, config={"prediction_type": "noise"}),
-        "prediction_type='noise'.*epsilon",
-    ),
-    "beta_schedule": (
-        bad_timesteps(5, config={"beta_schedule": "cosine"}),
-        "beta_schedule='cosine'.*squaredcos",
-    ),
-    "timestep_spacing": (
-        bad_timesteps(5, config={"timestep_spacing": "log"}),
-        "timestep_spacing='log'.*trailing",
-    ),
-    "final_sigmas_type": (
-        bad_timesteps(5, config={"final_sigmas_type": "one"}),
-        "final_sigmas_type='one'.*sigma_min",
-    ),
-    "nothing given": (bad_timesteps(), "num_inference_steps is missing"),
-    "no steps": (bad_timesteps(0), "num_inference_steps=0"),
-    "half steps": (bad_timesteps(2.5), "num_inference_steps=2.5"),
-    "more steps than trained": (bad_timesteps(1001), "num_inference_steps=1001.*1000"),
-    "rising timesteps": (bad_timesteps(timesteps=[100, 500]), "timesteps=.*falling"),
-    "timesteps out of range": (bad_timesteps(timesteps=[1000, 500]), r"timesteps=.*\[0, 999\]"),
-    "NaN in timesteps": (bad_timesteps(timesteps=[float("nan")]), "timesteps=.*finite"),
-    "rising sigmas": (bad_timesteps(sigmas=[1.0, 2.0, 0.0]), "sigmas=.*falling"),
-    "negative sigmas": (bad_timesteps(sigmas=[1.0, -1.0]), "sigmas has -1.0"),
-    "flow sigmas": (bad_timesteps(sigmas=[1.5, 0.5], config=FLOW), "sigmas give.*[0, 1]"),
-    "wrong count": (bad_timesteps(3, timesteps=[9, 8]), "num_inference_steps=3.*2"),
-    "negative shift": (bad_timesteps(3, config={"shift": -1.0}), "shift=-1.0"),
-    "before set_timesteps": (
-        lambda: scheduler_for("unipc").step(start(), 0, start()),
-        "before set_timesteps",
-    ),
-    "after the end": (steps_too_many, "after the run ended"),
-    "output shape": (bad_step(model_output=start()[:, :1]), "model_output has shape"),
-    "integer sample": (bad_step(sample=start().long()), "sample is torch.int64"),
-    "device": (bad_step(model_output=start().to("meta")), "model_output is on meta"),
-}
+def test_two_threads_on_two_copies():
+    first = scheduler_for("unipc")
+    first.set_timesteps(40)
+    expected = drive(first, start())
+    copies = [copy.deepcopy(first) for _ in range(2)]
+
+    def work(scheduler: PlanScheduler) -> list[Tensor]:
+        results = []
+        for _ in range(3):
+            scheduler.set_timesteps(40)
+            results.append(drive(scheduler, start()))
+        return results
+
+    with ThreadPoolExecutor(2) as pool:
+        for results in pool.map(work, copies):
+            assert all(torch.equal(x, expected) for x in results)
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_before_the_network_is_called(case):
-    call, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_models_of_other_kinds_are_refused():
-    edm = diffusers.EDMEulerScheduler()
-    video = diffusers.EulerDiscreteScheduler(
-        timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True
-    )
-    for stock in (edm, video):
-        with pytest.raises(ValueError, match="not supported"):
-            PlanScheduler.from_config(stock.config, solver="unipc").set_timesteps(5)
-
-
-def test_defaults_that_describe_the_model_are_taken_over():
-    stock = diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim", timestep_spacing="trailing")
-    expected = stock.alphas_cumprod.double()
-    torch.testing.assert_close(ours.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-9)
+def test_a_begin_index_set_before_the_first_step_counts_and_the_last_one_wins():
+    scheduler = scheduler_for("dpm-solver++")
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(2)
+    scheduler.set_begin_index(5)
+    result = drive(scheduler, start(), begin=5)
+    assert scheduler.step_index == 8 and scheduler.begin_index == 5
+    scheduler.set_timesteps(8)
+    assert scheduler.begin_index is None and scheduler.step_index is None
+    assert torch.equal(drive(scheduler, start(), begin=5), result)
