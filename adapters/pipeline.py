@@ -1,0 +1,137 @@
+"""Any of our algorithms through an unmodified diffusers pipeline.
+
+A `Plan` has its times beforehand and is what `PlanScheduler` runs. Adaptive steps, a reference
+solution, parallel sampling choose theirs as they go; `run_pipeline` lets them choose in the loop
+of a pipeline, which brings its own prompts, guidance, ControlNet, decoding.
+
+    run = run_pipeline(pipe, adaptive(rtol=0.02), prompt="an owl", num_inference_steps=60)
+    run.output.images[0]; run.stats.evaluations
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from logsnr.solvers import Plan
+
+from .batched_pipeline import spread
+from .pipeline_algorithm import Algorithm, as_algorithm
+from .pipeline_networks import Networks
+from .pipeline_scheduler import LoopScheduler
+
+_BEGIN_LATER = ("strength", "denoising_start")
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class PipelineStats:
+    """What a run did.
+
+    Attributes
+    ----------
+    iterations : of the pipeline's loop, up to the algorithm's end.
+    evaluations : what the algorithm asked for: its NFE (batched: of B states each).
+    unused : evaluations that it did not ask for: of the start state, if it begins elsewhere, and
+        batched the repeats that fill an iteration.
+    after_end : iterations that the loop made after the end; they cost no network call.
+    calls : of each network that is told a time. Guidance in two calls an iteration counts twice.
+    """
+
+    iterations: int
+    evaluations: int
+    unused: int
+    after_end: int
+    calls: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What `run_pipeline` returns: the pipeline's own output, the algorithm's result, the cost.
+
+    ``result`` is None if the pipeline was interrupted before the algorithm ended.
+    """
+
+    output: Any
+    result: Any
+    stats: PipelineStats
+
+
+def run_pipeline(
+    pipe: Any,
+    algorithm: Plan | Algorithm | Callable[..., Any],
+    *,
+    whole_timesteps: bool = False,
+    **call_kwargs: Any,
+) -> PipelineRun:
+    """Call ``pipe(**call_kwargs)`` with ``algorithm`` in the place of its scheduler's steps.
+
+    Parameters
+    ----------
+    pipe : a diffusers pipeline. Its scheduler's config says what the model is and where a run
+        begins and ends; nothing of the pipeline is changed after the call.
+    algorithm : a `Plan`; or `adaptive`, `reference`, `parallel`, any `Algorithm`; or a function
+        (x_T, loop) -> generator of `Evaluation`, see `Loop`.
+    whole_timesteps : tell variance-preserving networks the nearest whole training step, not the
+        time itself (a float32 with a fraction). Flow models are always told the time itself.
+    call_kwargs : of the pipeline's call. ``num_inference_steps`` is the most iterations that an
+        algorithm may make which does not know beforehand how many it needs.
+
+    Raises ValueError, and leaves the pipeline as it was,
+
+    * for a ``pipe`` without a scheduler or an ``algorithm`` of another kind,
+    * if the algorithm needs more iterations than ``num_inference_steps``,
+    * for pipelines that read their times up front, that step copies of their scheduler, or that
+      change the state between evaluations, if the algorithm cannot follow,
+    * for everything that `PlanScheduler` refuses.
+    """
+    chosen = as_algorithm(algorithm)
+    own: Any = getattr(pipe, "scheduler", None)
+    if not hasattr(own, "config"):
+        raise ValueError(f"pipe={type(pipe).__name__} has no scheduler: need a diffusers pipeline")
+    truncation = call_kwargs.get("cfg_truncation")
+    if truncation is not None and truncation < 1:
+        raise ValueError(
+            f"cfg_truncation={truncation!r}: the pipeline reads its times up front to apply it; "
+            "need None, or PlanScheduler"
+        )
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    generator = call_kwargs.get("generator")
+    if chosen.groups is not None:
+        call_kwargs = spread(pipe, call_kwargs, chosen.groups)
+    scheduler = LoopScheduler.from_config(own.config)
+    flag = vars(pipe).pop("_interrupt", _MISSING)
+    with Networks(pipe) as networks:
+        scheduler.attach(
+            pipe,
+            chosen,
+            networks,
+            generator=generator,
+            whole_timesteps=whole_timesteps,
+            may_begin_later=any(name in parameters for name in _BEGIN_LATER),
+        )
+        pipe.scheduler = scheduler
+        try:
+            output = pipe(**call_kwargs)
+            interrupted = bool(getattr(pipe, "_interrupt", False))
+        finally:
+            pipe.scheduler = own
+            vars(pipe).pop("_interrupt", None)
+            if flag is not _MISSING:
+                pipe._interrupt = flag
+    driver, counts = scheduler.driver, scheduler.counts
+    if driver is None or not (driver.done or interrupted):
+        raise ValueError(
+            f"{type(pipe).__name__} ended its loop after {counts.iterations} iterations, before "
+            "the algorithm did (denoising_end?)"
+        )
+    stats = PipelineStats(
+        iterations=counts.iterations,
+        evaluations=counts.evaluations,
+        unused=counts.unused,
+        after_end=counts.after_end,
+        calls=dict(networks.calls),
+    )
+    return PipelineRun(output, driver.result, stats)

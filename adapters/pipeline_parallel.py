@@ -1,0 +1,71 @@
+"""Parallel in time through a pipeline: a window of a plan's evaluations in each iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from logsnr.solvers import Plan
+from logsnr.solvers.parallel import Sweep, picard
+from logsnr.solvers.parallel.sampling import check_options
+
+from .pipeline_algorithm import Algorithm, Loop, Process, called, check_fits
+
+
+def parallel(
+    plan: Plan | str | Callable[[Loop], Plan],
+    *,
+    window: int = 8,
+    tolerance: float = 0.0,
+    update: str = "semilinear",
+    acceleration: str | None = "secant",
+    data_scale: float = 1.0,
+    published: bool = False,
+    callback: Callable[[Sweep], None] | None = None,
+) -> Algorithm:
+    """Picard sweeps over a plan, as `sample_parallel`: an iteration of the pipeline is a sweep.
+
+    The pipeline is called for ``window`` samples of each prompt, and its memory grows with that.
+    There are at most as many iterations as the plan has evaluations. The result is (sample,
+    `ParallelStats`), for tolerance = 0 the sample of the sequential run.
+
+    Parameters
+    ----------
+    plan : a plan on the pipeline's schedule; or the name of a solver, or a function of the `Loop`
+        (``lambda loop: loop.plan("unipc", order=3)``), for the pipeline's own nodes.
+    window : evaluations of the plan in one iteration.
+    tolerance, update, acceleration, data_scale, published, callback : see ``sample_parallel``.
+
+    Raises ValueError for values out of range.
+    """
+    check_options(window, tolerance, update, acceleration, data_scale)
+    if not (isinstance(plan, Plan | str) or callable(plan)):
+        raise ValueError(f"plan={plan!r}: need a Plan, a solver's name or a function of the loop")
+
+    def process(x: Tensor, loop: Loop) -> Process:
+        if isinstance(plan, Plan):
+            check_fits(plan, loop)
+            chosen = plan
+        else:
+            chosen = loop.plan(plan) if isinstance(plan, str) else plan(loop)
+        return picard(
+            chosen,
+            x,
+            loop.prediction,
+            draw=loop.noise,
+            window=window,
+            tolerance=tolerance,
+            update=update,
+            acceleration=acceleration,
+            data_scale=data_scale,
+            published=published,
+            watch=callback,
+        )
+
+    if not isinstance(plan, Plan):
+        return Algorithm(process, edits=False, groups=window)
+    first = called(plan)[:1]
+    return Algorithm(
+        process, iterations=plan.nfe, edits=False, groups=window, opening=lambda loop: first
+    )

@@ -1,0 +1,261 @@
+"""The scheduler that drives an algorithm from a pipeline's loop.
+
+The pipeline calls ``step`` once for every evaluation it made. The output goes into the algorithm's
+generator; the state that it asks for next is handed back, and its time is written into
+``timesteps`` in place: pipelines iterate over views of that tensor, and so read it there. After
+the end the pipeline is asked to stop; where it knows no such thing its networks rest (they repeat
+their last output, at no cost) while the loop runs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule
+from logsnr.solvers.prediction import to_data
+
+from .batched_pipeline import Batches
+from .noise_schedules import noise_schedule
+from .options import output_sign, prediction_type, threshold
+from .pipeline_algorithm import Algorithm, Loop
+from .pipeline_drivers import Counts, Driver, OneByOne, opening
+from .pipeline_networks import TIME_ARGUMENTS, Networks
+from .scheduler import PlanScheduler
+
+
+class LoopScheduler(PlanScheduler):
+    """Built by ``from_config`` of the pipeline's own scheduler; `attach` gives it the algorithm.
+
+    Times are laid out as `PlanScheduler` does, which decides where the run begins and ends; what
+    the algorithm asks for then replaces them one by one.
+    """
+
+    driver: Driver | None = None
+    stopped = False  # the pipeline was asked to stop, and knows how to
+
+    def attach(
+        self,
+        pipe: Any,
+        algorithm: Algorithm,
+        networks: Networks,
+        *,
+        generator: Any,
+        whole_timesteps: bool,
+        may_begin_later: bool,
+    ) -> None:
+        """Say what is driven in which pipeline.
+
+        Parameters
+        ----------
+        generator : of the call, for stochastic algorithms.
+        whole_timesteps : tell variance-preserving networks the nearest training step.
+        may_begin_later : whether the pipeline may begin in the middle of ``timesteps``.
+        """
+        self.pipe, self.algorithm, self.networks = pipe, algorithm, networks
+        self.generator, self.whole_timesteps = generator, whole_timesteps
+        self.may_begin_later = may_begin_later
+        self.counts = Counts()
+        if algorithm.groups is not None:
+            networks.tell(self._times_of_samples, len(self))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """As `PlanScheduler`; then room for as many times as the algorithm may need."""
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
+        *nodes, end = self._grid()
+        iterations = len(nodes)
+        # Pipelines that begin in the middle find the place as a share of the length.
+        if not self.may_begin_later:
+            spare = self.algorithm.groups is not None  # the first iteration may go unused
+            iterations = (self.algorithm.iterations or iterations) + spare
+        self._nodes = [*nodes, *[nodes[-1]] * iterations][:iterations]
+        if self.algorithm.opening is not None and not self.may_begin_later:
+            self._nodes[0] = opening(self.algorithm, self._loop(0))[0]
+        told = torch.tensor([self._told(node) for node in self._nodes], dtype=torch.float32)
+        self.timesteps = told.to(self.timesteps.device)
+        levels = torch.tensor([self._level(node) for node in [*self._nodes, end]])
+        self.sigmas = levels.to(self.sigmas)
+        self.driver, self.stopped = None, False
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *_: Any,
+        return_dict: bool = True,
+        **__: Any,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The state to evaluate next, or the sample once there is nothing more to evaluate.
+
+        Raises ValueError if the algorithm needs more iterations than are left, and if the pipeline
+        evaluated anything but what was asked for.
+        """
+        if self.driver is not None and self.driver.done:
+            self.counts.after_end += 1
+            self._step_index += 1  # type: ignore[operator]  # _advance has set it
+        else:
+            self._advance(model_output, timestep, sample)
+        states = self._handed_back()
+        return SchedulerOutput(prev_sample=states) if return_dict else (states,)
+
+    def _handed_back(self) -> Tensor:
+        assert self.driver is not None
+        states, groups = self.driver.states, self.algorithm.groups
+        last = self._step_index == len(self.timesteps)
+        if self.driver.done and groups is not None and not (self.stopped or last):
+            # The loop goes on with resting networks, and needs all its samples until the end.
+            return states.repeat_interleave(groups, 0)
+        return states
+
+    def _advance(self, output: Tensor, timestep: Any, sample: Tensor) -> None:
+        place = self._place(timestep)
+        if output.shape != sample.shape:
+            output = self._without_variance(output, sample)
+        driver = self.driver
+        if driver is None:
+            if self.algorithm.groups is not None and not self.networks.calls:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} has no network with a time argument "
+                    f"({', '.join(TIME_ARGUMENTS)}), so its samples cannot be told different times"
+                )
+            kind: Callable[..., Driver] = OneByOne if self.algorithm.groups is None else Batches
+            loop = self._loop(place)
+            driver = kind(self.algorithm, loop, sample, self._convert, self.counts)
+            self.driver = driver
+        self.counts.iterations += 1
+        driver.send(output, sample)
+        self._step_index = place + 1
+        if driver.done:
+            self._stop()
+        elif place + 1 == len(self.timesteps):
+            raise ValueError(
+                f"num_inference_steps allows {self.counts.iterations} iterations, and the "
+                f"algorithm, which is at t={driver.nodes[0].t:.4g}, needs more: raise it"
+            )
+        else:
+            self._tell(place + 1, driver.nodes[0])
+
+    def _stop(self) -> None:
+        # Pipelines that can be interrupted set the flag when they are called.
+        self.stopped = "_interrupt" in vars(self.pipe)
+        if self.stopped:
+            self.pipe._interrupt = True
+        else:
+            self.networks.rest()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise ValueError(
+            f"{type(self.pipe).__name__} steps copies of its scheduler (one a modality, or one a "
+            "frame), which an algorithm that chooses its own times cannot drive. PlanScheduler can"
+        )
+
+    # What the algorithm is given
+
+    def _grid(self) -> tuple[Node, ...]:
+        assert self._layout is not None
+        return self._layout.nodes
+
+    def _loop(self, begin: int) -> Loop:
+        allotted, needed = len(self._nodes) - begin, self.algorithm.iterations or 1
+        if needed > allotted:
+            raise ValueError(
+                f"num_inference_steps={self.num_inference_steps} leaves {allotted} iterations from "
+                f"where the pipeline begins, the algorithm needs {needed}: raise it"
+            )
+        return Loop(
+            schedule=self._schedule,
+            prediction="sample" if threshold(self.config) else prediction_type(self.config),
+            nodes=self._grid()[begin:],
+            training_steps=len(self),
+            allotted=allotted,
+            noise=self._draw,
+        )
+
+    def _draw(self, term: Noise, like: Tensor) -> Tensor:
+        return randn_tensor(
+            like.shape, generator=self.generator, device=like.device, dtype=like.dtype
+        )
+
+    def _convert(self, output: Tensor, x: Tensor, node: Node) -> Tensor:
+        hook = threshold(self.config)
+        if output_sign(self.config) != 1:
+            output = -output
+        if hook is None:
+            return output
+        out, state = to_data(prediction_type(self.config), node)
+        return hook(out * output.to(torch.promote_types(x.dtype, torch.float32)) + state * x)
+
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return noise_schedule(self.config)
+
+    # What the pipeline is told
+
+    def _told(self, node: Node) -> float:
+        assert self._layout is not None
+        schedule = self._schedule
+        if isinstance(schedule, DiscreteVP) and not self.whole_timesteps:
+            return schedule.network_time(node.t)
+        (told,) = self._layout.told([node], schedule, len(self))
+        return round(told) if isinstance(schedule, DiscreteVP) else told
+
+    def _level(self, node: Node) -> float:
+        assert self._layout is not None
+        return self._layout.levels([node], self._schedule)[0]
+
+    def _tell(self, place: int, node: Node) -> None:
+        self._nodes[place] = node  # type: ignore[index]  # set_timesteps has made it a list
+        self.timesteps[place] = self._told(node)
+        self.sigmas[place] = self._level(node)
+
+    def _times_of_samples(self) -> tuple[Tensor, float]:
+        """What each sample of a batch is to be told, and the time that the pipeline was told."""
+        if self.driver is None:
+            begin = self._begin_index or 0
+            nodes, here = opening(self.algorithm, self._loop(begin)), self._nodes[begin]
+        else:
+            nodes = list(self.driver.nodes)
+            here = nodes[0]
+        told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
+        return told, self._told(here)
+
+    def _place(self, timestep: Any) -> int:
+        """Which of ``timesteps`` the pipeline was at; ValueError unless it is the one expected."""
+        seen = self._position(timestep)
+        expected = self._begin_index if self._step_index is None else self._step_index
+        if expected is None:
+            return seen
+        if self._is_view(timestep):
+            if seen == expected:
+                return expected
+            found = f"is at step {seen}, the algorithm at {expected}"
+        else:
+            value, wanted = torch.as_tensor(timestep).flatten()[0], float(self.timesteps[expected])
+            whole = not value.is_floating_point()
+            rounding = 0.5 if whole else torch.finfo(value.dtype).eps * abs(wanted)
+            if abs(float(value) - wanted) <= rounding:
+                return expected
+            found = f"told the network {float(value):g}, the algorithm had asked for {wanted:g}"
+        raise ValueError(
+            f"{type(self.pipe).__name__} {found}: it reads its times up front, so that an "
+            "algorithm that chooses its own cannot drive it. PlanScheduler can"
+        )
+
+    def _is_view(self, timestep: Any) -> bool:
+        if not isinstance(timestep, Tensor):
+            return False
+        ours = self.timesteps
+        return timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()

@@ -1,0 +1,155 @@
+"""The schedulers that ``logsnr nfe`` compares, by their names on the command line.
+
+    unipc, dpm-solver++:order=3          a solver of the registry in `PlanScheduler`
+    stock                                the pipeline's own scheduler
+    UniPCMultistep                       UniPCMultistepScheduler of diffusers, or another one, made
+                                         from the pipeline's config
+
+Options follow as ``:key=value``, those of the solver or keys of the scheduler's config, or as one
+of the words in `WORDS`: ``unipc:order=3:karras`` is ``unipc:order=3:use_karras_sigmas=true``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+
+from logsnr.adapters import PlanScheduler
+from logsnr.solvers import SOLVERS
+
+STOCK = "stock"
+SUFFIX = "Scheduler"
+WORDS: dict[str, tuple[str, Any]] = {
+    "karras": ("use_karras_sigmas", True),
+    "exponential": ("use_exponential_sigmas", True),
+    "beta": ("use_beta_sigmas", True),
+    "leading": ("timestep_spacing", "leading"),
+    "trailing": ("timestep_spacing", "trailing"),
+    "linspace": ("timestep_spacing", "linspace"),
+}
+"""Short for an option of the scheduler's config."""
+REFERENCE_CONFIG: dict[str, Any] = {
+    "solver_order": 3,
+    "final_sigmas_type": "zero",
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
+"""Of the converged solution: whole training steps from the first to the last, then sigma = 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One scheduler of the comparison.
+
+    ``name`` is a solver, ``"stock"``, or a class of diffusers; ``options`` are its own.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The shortest way to write it on the command line."""
+        words = {pair: word for word, pair in WORDS.items()}
+        options = (
+            words.get((key, value)) or f"{key}={json.dumps(value)}"
+            for key, value in self.options.items()
+        )
+        return ":".join([self.name.removesuffix(SUFFIX), *options]).replace('"', "")
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a solver of the registry."""
+        return self.name in SOLVERS
+
+    def scheduler(self, own: Any) -> Any:
+        """A new scheduler for a pipeline whose own scheduler is ``own``.
+
+        Raises ValueError for an option that it does not have.
+        """
+        if self.ours:
+            has = SOLVERS[self.name].defaults
+            solver = {key: value for key, value in self.options.items() if key in has}
+            config = {key: value for key, value in self.options.items() if key not in has}
+            mapping = {"name": self.name, **solver}
+            return PlanScheduler.from_config(own.config, solver=mapping, **config)
+        kind = type(own) if self.name == STOCK else getattr(diffusers, self.name)
+        known = inspect.signature(kind).parameters
+        for key, value in self.options.items():
+            if key not in known:
+                raise ValueError(f"{key}={value!r} is not an option of {kind.__name__}")
+        return kind.from_config(own.config, **self.options)
+
+
+def reference_scheduler(own: Any) -> Any:
+    """The scheduler of the converged solution: UniPC of order 3 on whole training steps."""
+    return PlanScheduler.from_config(own.config, solver="unipc", **REFERENCE_CONFIG)
+
+
+def parse_contender(text: str) -> Contender:
+    """The contender that is written ``name:key=value:word``; ValueError for an unknown name."""
+    name, *parts = text.strip().split(":")
+    if name not in SOLVERS and name != STOCK:
+        theirs = name.removesuffix(SUFFIX) + SUFFIX
+        if getattr(diffusers, theirs, None) is None:
+            raise ValueError(
+                f"solvers={name!r}: choose some of {', '.join(SOLVERS)}, '{STOCK}' for the "
+                "pipeline's own scheduler, or a scheduler of diffusers, such as UniPCMultistep"
+            )
+        name = theirs
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals and part not in WORDS:
+            raise ValueError(
+                f"solvers={text!r}: need options as key=value or one of {', '.join(WORDS)}, "
+                f"not {part!r}"
+            )
+        if equals:
+            options[key] = _value(value)
+        else:
+            options.update([WORDS[part]])
+    return Contender(name, options)
+
+
+def default_contenders(own: Any) -> tuple[Contender, ...]:
+    """The pipeline's own scheduler and some of ours; for models of training steps on two grids,
+    with the usual scheduler of diffusers beside them.
+    """
+    names = [STOCK, "ddim", "dpm-solver++", "unipc"]
+    if hasattr(own, "alphas_cumprod"):
+        names += ["dpm-solver++:karras", "unipc:karras"]
+        names[1:1] = ["DPMSolverMultistep", "DPMSolverMultistep:karras"]
+    else:
+        names.append("unipc:order=3")
+    return tuple(map(parse_contender, names))
+
+
+def steps_for(scheduler: Any, nfe: int) -> int:
+    """``num_inference_steps`` that makes a pipeline call its network at most ``nfe`` times.
+
+    Schedulers of diffusers with several evaluations a step list every one of them in
+    ``timesteps``; for the others, and for ours, this is ``nfe``. Raises ValueError if there is no
+    such number, and whatever the scheduler says to numbers that it does not take.
+    """
+    for steps in range(nfe, 0, -1):
+        dynamic = scheduler.config.get("use_dynamic_shifting")
+        scheduler.set_timesteps(steps, **({"mu": 1.0} if dynamic else {}))
+        if len(scheduler.timesteps) <= nfe:
+            return steps
+    raise ValueError(f"nfe={nfe}: {type(scheduler).__name__} needs more evaluations")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except json.JSONDecodeError:
+        return text
