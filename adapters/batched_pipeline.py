@@ -157,8 +157,8 @@ def spread(pipe: Any, call_kwargs: Mapping[str, Any], groups: int) -> dict[str, 
     call for one sample; without either, the start is drawn from a seed that torch's global
     generator gives.
 
-    Raises ValueError for pipelines that do not take several samples a prompt, or that choose between
-    networks by the time.
+    Raises ValueError for pipelines that do not take several samples a prompt, or that choose
+    between two networks by the time.
     """
     call = dict(call_kwargs)
     accepted = inspect.signature(type(pipe).__call__).parameters
@@ -171,8 +171,8 @@ def spread(pipe: Any, call_kwargs: Mapping[str, Any], groups: int) -> dict[str, 
     boundary = getattr(pipe.config, "boundary_ratio", None)
     if boundary is not None:
         raise ValueError(
-            f"boundary_ratio={boundary!r}: the pipeline chooses one of two networks by the time, so "
-            "its samples cannot be told different times"
+            f"boundary_ratio={boundary!r}: the pipeline chooses between two networks by the time, "
+            "so its samples cannot be told different times"
         )
     prompts = _prompts(call)
     if name is not None and call.get(name, 1) != 1:

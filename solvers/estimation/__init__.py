@@ -1,8 +1,9 @@
 r"""Estimation of the empirical model statistics of DPM-Solver-v3 for any network.
 
-    arguments     what was asked for, checked          data, conditions   the samples
-    process       the loop over samples and nodes      probes, ways       what is measured at a state
-    statistics    moments, and l, s, b from them       records, shared    on disk, over processes
+``arguments`` checks what was asked for, ``data`` and ``conditions`` provide the samples,
+``process`` is the loop over samples and nodes, ``probes`` and ``ways`` say what is measured at a
+state, ``statistics`` turns moments into l, s and b, ``records`` keeps them on disk and ``shared``
+shares the work over processes.
 """
 
 from .arguments import OWN_NFE

@@ -185,8 +185,8 @@ def estimation(
 
     It is sent outputs of type ``prediction`` and uses differences throughout. Every batch has
     ``batch_size`` samples in a row where that divides the group size and ``samples``. ``dtype``
-    is that in which the network computes (float32 by default), ``about`` JSON values that name
-    the network and its guidance; the other arguments are those of `estimate_ems`.
+    is that in which the network computes (by default that of the data), ``about`` JSON values
+    that name the network and its guidance; the other arguments are those of `estimate_ems`.
 
     Raises ValueError as ``estimate_ems`` does, when the first batch is asked for.
     """
