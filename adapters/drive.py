@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import Evaluation, Noise, Plan, run
+from logsnr.solvers import Evaluation, Noise, Plan
 from logsnr.solvers.prediction import to_data
+from logsnr.solvers.run import executor_for, proceed
 
 
 class Drive:
@@ -43,15 +45,25 @@ class Drive:
         self.dtype = sample.dtype
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
-        self.process = run(
-            plan,
-            sample,
-            prediction if threshold is None else "sample",
-            noise=self._draw,
-            differentiable=differentiable,
-        )
         self.differentiable = differentiable
+        handed_on = prediction if threshold is None else "sample"
+        self.executor = executor_for(plan, sample, handed_on, differentiable=differentiable)
+        self._proceed(sample, 0)
+
+    def _proceed(self, handed: Tensor, begin: int) -> None:
+        self.process = proceed(self.executor, handed, self._draw, begin)
         self.evaluation: Evaluation | None = next(self.process)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A live generator cannot be copied, but what it works with can.
+        state = {**self.__dict__, "generator": None, "variance_noise": None}
+        state.pop("process", None)  # the copy of a run that had ended has none
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.evaluation is not None:
+            self._proceed(self.evaluation.x, self.evaluation.index)
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send the network's output at ``sample``; the next state (the result in the end).
@@ -83,7 +95,13 @@ class Drive:
 
     def _draw(self, term: Noise, like: Tensor) -> Tensor:
         if self.variance_noise is not None:
-            return self.variance_noise.to(like)
+            try:
+                return self.variance_noise.to(like).expand_as(like)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"variance_noise has shape {tuple(self.variance_noise.shape)}: need that of "
+                    f"sample, {tuple(like.shape)}"
+                ) from error
         noise = randn_tensor(
             like.shape, generator=self.generator, device=like.device, dtype=self.dtype
         )

@@ -29,7 +29,7 @@ MODEL_KEYS = (
     "rho",
     "timestep_type",
 )
-OUR_OWN = ("solver", "exact_sigmas", "stock_class")
+OUR_OWN = ("solver", "ems", "exact_sigmas", "stock_class")
 
 
 def defaults(scheduler: type) -> dict[str, Any]:

@@ -106,6 +106,12 @@ def layout(
         place = sigma_layout
     nodes, told = place(config, schedule, solver, n, timesteps, sigmas, mu)
     given = timesteps if timesteps is not None else sigmas
+    if any(node.sigma == 0 for node in nodes[:-1]):
+        name = "timesteps" if timesteps is not None else "sigmas"
+        raise ValueError(
+            f"{name}={list(given or ())}: the network would be called at sigma = 0, where nothing "
+            "is left to predict; only the end may be there"
+        )
     lams = [node.lam for node in nodes if math.isfinite(node.lam)]
     if (np.diff(lams) < 0).any():
         name = "timesteps" if timesteps is not None else "sigmas"
@@ -119,13 +125,20 @@ def layout(
 
 
 def node_told(config: Mapping[str, Any], schedule: NoiseSchedule, told: float) -> Node:
-    """The node of the model's schedule at which its network is told ``told``."""
+    """The node of the model's schedule at which its network is told ``told``.
+
+    Raises ValueError for a time that it is never told.
+    """
     if isinstance(schedule, SigmaModel):
         return schedule.at(schedule.time_told(told) * schedule.sigma_data)
-    t = told / int(config["num_train_timesteps"])
+    steps = last = int(config["num_train_timesteps"])
     if isinstance(schedule, DiscreteVP):
-        return node_at(schedule, t + 1 / schedule.steps)
-    return node_at(schedule, 1 - t if config.get("invert_sigmas") else t)
+        steps, last = schedule.steps, schedule.steps - 1
+    if not 0 <= told <= last:
+        raise ValueError(f"timesteps has {told!r}: need values in [0, {last}]")
+    if isinstance(schedule, DiscreteVP):
+        return node_at(schedule, (told + 1) / steps)
+    return node_at(schedule, 1 - told / steps if config.get("invert_sigmas") else told / steps)
 
 
 def _check_levels(sigmas: Sequence[float], timesteps: Sequence[float] | None) -> None:

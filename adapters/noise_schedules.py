@@ -45,8 +45,10 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def discrete_schedule(config: Mapping[str, Any]) -> DiscreteVP:
-    """The N training steps of a config with betas. ValueError for an unknown ``beta_schedule``."""
-    trained = config.get("trained_betas")
+    """The N training steps of a config with betas; ValueError for values that give none."""
+    trained, steps = config.get("trained_betas"), config["num_train_timesteps"]
+    if trained is None and (int(steps) != steps or steps < 2):
+        raise ValueError(f"num_train_timesteps={steps!r}: need a whole number of at least 2")
     return _discrete(
         int(config["num_train_timesteps"]),
         config["beta_schedule"],
@@ -87,6 +89,10 @@ def _discrete(
     if trained is not None:
         betas = torch.tensor(trained, dtype=torch.float64)
     elif name in BETAS:
+        if not 0 < start <= end < 1:
+            raise ValueError(
+                f"beta_start={start!r}, beta_end={end!r}: need 0 < beta_start <= beta_end < 1"
+            )
         betas = BETAS[name](steps, start, end)
     else:
         also = " ('exp' is that of Shap-E, which is not supported)" if name == "exp" else ""

@@ -16,6 +16,7 @@ from torch import Tensor
 from logsnr.solvers import PREDICTIONS, DynamicThreshold
 from logsnr.solvers.registry import find_solver
 
+from .ems_file import ems_of
 from .noise_schedules import is_flow
 from .sigma_models import is_edm
 
@@ -60,12 +61,17 @@ def solver_options(config: Mapping[str, Any], n: int, remaining: int, eta: float
     if "lower_order_final" in has:
         short = n < SHORT_RUN or name not in LOWERED_IN_SHORT_RUNS
         options["lower_order_final"] = bool(config["lower_order_final"]) and short
+    if "ems" in has:
+        # Networks of training steps want their nodes where they are, not on the statistics' grid.
+        options |= {"ems": ems_of(config), "treatment": "spline"}
     options.update(_solver_type(config.get("solver_type"), name, has))
-    if "eta" in has and eta > 0:
+    if "eta" in has and eta != 0:
         options["eta"] = float(eta)
     if isinstance(config["solver"], Mapping):
         own = {key: value for key, value in config["solver"].items() if key != "name"}
         for key, value in own.items():
+            if key == "ems":
+                raise ValueError(f"ems={value!r} in solver: give it beside solver, to be saved")
             if key not in has:
                 raise ValueError(
                     f"{key}={value!r} in solver is not an option of {name!r}: it has "
@@ -147,6 +153,10 @@ def data_scale(config: Mapping[str, Any]) -> float:
     return float(config["sigma_data"]) if is_edm(config) else 1.0
 
 
+def _in_units(bound: Callable[[Tensor], Tensor], unit: float, x0: Tensor) -> Tensor:
+    return bound(x0 * unit) / unit
+
+
 def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """The hook on the data prediction, in units of `data_scale`.
 
@@ -156,7 +166,7 @@ def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     if config["thresholding"]:
         ratio, maximum = config["dynamic_thresholding_ratio"], config["sample_max_value"]
         dynamic = DynamicThreshold(float(ratio), float(maximum))
-        return dynamic if unit == 1 else lambda x0: dynamic(x0 * unit) / unit
+        return dynamic if unit == 1 else partial(_in_units, dynamic, unit)
     if config["clip_sample"] and solver_name(config) in ("ddim", "ddpm"):
         bound = float(config["clip_sample_range"]) / unit
         return partial(torch.clamp, min=-bound, max=bound)

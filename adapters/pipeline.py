@@ -101,7 +101,8 @@ def run_pipeline(
     generator = call_kwargs.get("generator")
     if chosen.groups is not None:
         call_kwargs = spread(pipe, call_kwargs, chosen.groups)
-    scheduler = LoopScheduler.from_config(own.config)
+    # Statistics are for PlanScheduler's own runs, and may be those that are being renewed.
+    scheduler = LoopScheduler.from_config(own.config, ems=None)
     flag = vars(pipe).pop("_interrupt", _MISSING)
     with Networks(pipe) as networks:
         scheduler.attach(

@@ -43,14 +43,16 @@ def parallel(
     if not (isinstance(plan, Plan | str) or callable(plan)):
         raise ValueError(f"plan={plan!r}: need a Plan, a solver's name or a function of the loop")
 
+    def chosen(loop: Loop) -> Plan:
+        if isinstance(plan, Plan):
+            return plan
+        return loop.plan(plan) if isinstance(plan, str) else plan(loop)
+
     def process(x: Tensor, loop: Loop) -> Process:
         if isinstance(plan, Plan):
             check_fits(plan, loop)
-            chosen = plan
-        else:
-            chosen = loop.plan(plan) if isinstance(plan, str) else plan(loop)
         return picard(
-            chosen,
+            chosen(loop),
             x,
             loop.prediction,
             draw=loop.noise,
@@ -60,12 +62,14 @@ def parallel(
             acceleration=acceleration,
             data_scale=data_scale,
             published=published,
+            from_start=True,
             watch=callback,
         )
 
-    if not isinstance(plan, Plan):
-        return Algorithm(process, edits=False, groups=window)
-    first = called(plan)[:1]
     return Algorithm(
-        process, iterations=plan.nfe, edits=False, groups=window, opening=lambda loop: first
+        process,
+        iterations=plan.nfe if isinstance(plan, Plan) else None,
+        edits=False,
+        groups=window,
+        opening=lambda loop: called(chosen(loop))[:window],
     )

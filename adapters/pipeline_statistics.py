@@ -6,39 +6,54 @@ from typing import Any
 
 from torch import Tensor
 
+from logsnr.solvers import FlowMatching
 from logsnr.solvers.estimation import OWN_NFE, estimation
+from logsnr.solvers.estimation.ways import RIPPLE_STEP
 
 from .pipeline_algorithm import Algorithm, Loop, Process
-from .pipeline_algorithms import finite_ends
+
+LARGEST_SHIFT = 16
 
 
 def statistics(
-    data: Any = None, *, nodes: int = 120, samples: int = 256, groups: int = 8, **options: Any
+    data: Any = None,
+    *,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    nodes: int = 120,
+    samples: int = 256,
+    groups: int = 8,
+    lam_step: float = RIPPLE_STEP,
+    **options: Any,
 ) -> Algorithm:
     """Empirical model statistics as ``estimate_ems``, for the latents of a pipeline and one prompt.
 
-    The result is an `EMS`, to be saved and handed to ``make_plan("dpm-solver-v3", ems=...)``; it
-    belongs to the prompt's guidance scale. Nothing is sampled: call with ``output_type="latent"``.
-    It takes about 5 samples (nodes + 1) evaluations, ``groups`` of them in one iteration.
+    The result is an `EMS`, for ``PlanScheduler(solver="dpm-solver-v3", ems=...)``; it belongs to
+    the prompt's guidance scale. Nothing is sampled: call with ``output_type="latent"``. It takes
+    about 5 samples (nodes + 1) evaluations, ``groups`` of them in one iteration.
 
     Parameters
     ----------
     data : latents (M, *event) as the pipeline's states are shaped, or None for samples that the
         model draws itself.
-    nodes, samples, options : of ``estimate_ems``; the range is the pipeline's.
+    t_start, t_end : the range; by default all of training, wherever the pipeline begins and ends.
+    lam_step : the step of the derivative along the ODE. The networks of pipelines embed their
+        times by sines; the default averages over what ripple that leaves in their outputs.
+    nodes, samples, options : of ``estimate_ems``.
     """
 
     def process(x: Tensor, loop: Loop) -> Process:
-        first, last = finite_ends(loop)
+        start, end = training_range(loop)
         return estimation(
             loop.schedule,
             data,
-            first.t,
-            last.t,
+            start if t_start is None else t_start,
+            end if t_end is None else t_end,
             nodes,
             samples,
             prediction=loop.prediction,
             batch_size=groups,
+            lam_step=lam_step,
             shape=None if data is not None else x.shape[1:],
             dtype=x.dtype,
             device=x.device,
@@ -50,3 +65,16 @@ def statistics(
     together = min(groups, max(1, samples // 8))
     iterations = -(-samples // together) * (5 * (nodes + 3) + OWN_NFE)
     return Algorithm(process, iterations=iterations, edits=False, groups=groups)
+
+
+def training_range(loop: Loop) -> tuple[float, float]:
+    """The times between which a pipeline's nodes of finite lambda lie, whatever its steps.
+
+    Where lambda is infinite at t = 0 or 1, the range ends one training step inside; for flow
+    models at t = 1 nearer by `LARGEST_SHIFT`, because their nodes are shifted towards the noise.
+    """
+    schedule, step = loop.schedule, 1 / loop.training_steps
+    start = schedule.t_start
+    if schedule.alpha(start) == 0:
+        start = 1 - (step / LARGEST_SHIFT if isinstance(schedule, FlowMatching) else step)
+    return start, schedule.t_end or step

@@ -54,8 +54,10 @@ def spread_plan(
 
     Raises ValueError if there is no such plan.
     """
+    # Plans with statistics hold tensors, so few of them are kept.
+    kept = _kept if options.get("ems") is None else _few_kept
     try:
-        return _kept(schedule, solver, nodes, nfe, tuple(sorted(options.items())))
+        return kept(schedule, solver, nodes, nfe, tuple(sorted(options.items())))
     except TypeError:  # an option that cannot be a key
         return _plan(schedule, solver, nodes, nfe, options)
 
@@ -71,16 +73,32 @@ def _kept(
     return _plan(schedule, solver, nodes, nfe, dict(options))
 
 
+_few_kept = lru_cache(maxsize=4)(_kept.__wrapped__)
+
+
 def _plan(
     schedule: NoiseSchedule, solver: str, nodes: Nodes, nfe: int, options: Mapping[str, Any]
 ) -> Plan:
+    return _spread(schedule, solver, nodes, nfe, options)[1]
+
+
+def steps_spent(
+    schedule: NoiseSchedule, solver: str, nodes: Nodes, nfe: int, options: Mapping[str, Any]
+) -> int:
+    """The number of steps of `spread_plan`, at most that of ``nodes``."""
+    return _spread(schedule, solver, nodes, nfe, options)[0]
+
+
+def _spread(
+    schedule: NoiseSchedule, solver: str, nodes: Nodes, nfe: int, options: Mapping[str, Any]
+) -> tuple[int, Plan]:
     first_error: ValueError | None = None
     most = len(nodes) - 1
     for steps in range(min(most, nfe), 0, -1):
         chosen = tuple(nodes[j * most // steps] for j in range(steps + 1))
         grid = Grid(schedule, chosen[0].t, chosen[-1].t, explicit=chosen)
         try:
-            return plan_on_grid(solver, grid, nfe, **options)
+            return steps, plan_on_grid(solver, grid, nfe, **options)
         except ValueError as error:
             first_error = first_error or error
     assert first_error is not None

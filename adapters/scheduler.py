@@ -19,7 +19,9 @@ A saved pipeline stores this module's dotted name; it must not be renamed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +29,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, FlowMatching, Node, NoiseSchedule, Plan
+from logsnr.solvers import EMS, DiscreteVP, FlowMatching, Node, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
+from logsnr.solvers.registry import find_solver
 
 from .drive import Drive
+from .ems_file import carried, check_fits, check_shape, ems_of, read_beside, write_beside
 from .keys import check_known, defaults, in_force, said_only, unsaid
 from .layout import Layout, layout, node_told, training_timesteps
 from .noise_schedules import discrete_schedule, noise_schedule
@@ -43,9 +47,12 @@ from .options import (
     table_changes,
     threshold,
 )
-from .plans import plan_for
+from .plans import plan_for, steps_spent
 from .sigma_models import COSMOS, SigmaModel, StateOnly, is_continuous, is_edm, start_deviation
 from .stock import REPLACED, replaceable_class, stock_scheduler
+
+# Their schedulers in diffusers lay out steps of two evaluations.
+STEPS_OF_TWO = ("heun", "dpm2")
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):
@@ -65,6 +72,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     sigma_data : makes this a scheduler for an EDM-preconditioned network, with ``sigma_min``,
         ``sigma_max``, ``sigma_schedule`` and ``rho`` as EDMDPMSolverMultistepScheduler's.
     exact_sigmas : use the ``sigmas`` given to a flow model as they are, without shift or stretch.
+    ems : the statistics of DPM-Solver-v3, or the path of their file or folder. They are saved
+        beside the config, which names the file.
     stock_class : the class of diffusers that the config came from; `from_config` fills it in.
 
     All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
@@ -76,6 +85,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     _drive: Drive | None = None
     _layout: Layout | None = None
+    _whole_run: tuple[Node, ...] = ()  # the nodes of a run that begins at the first timestep
     _nodes: Sequence[Node] = ()  # at which the network is called
     _step_index: int | None = None
     _begin_index: int | None = None
@@ -131,9 +141,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         max_image_seq_len: int = 4096,
         invert_sigmas: bool = False,
         exact_sigmas: bool = False,
+        ems: EMS | str | Path | None = None,
         stock_class: str | None = None,
     ):
         solver_name(self.config)
+        if ems is not None:
+            self.register_to_config(ems=carried(ems))
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
         self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
@@ -150,6 +163,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError for a keyword that no scheduler has, and for the config of a scheduler
         whose place cannot be taken: LCM, consistency models, Stable Cascade and others.
         """
+        if isinstance(config, SchedulerMixin):
+            raise ValueError(f"config is a {type(config).__name__}: give its .config")
         if isinstance(config, Mapping):
             if "solver" not in config and config.get("_class_name") != cls.__name__:
                 origin = replaceable_class(config)
@@ -159,6 +174,20 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
             config = in_force(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers; with the statistics that the config names."""
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "ems" in config:
+            config["ems"] = read_beside(config, pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in diffusers; with the statistics beside the config."""
+        write_beside(self.config, save_directory)
+        super().save_config(save_directory, push_to_hub, **kwargs)
 
     def to_stock(self) -> Any:
         """A scheduler of diffusers' own with this config: of the class that it came from.
@@ -198,21 +227,27 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             schedule,
             name,
             num_inference_steps,
-            timesteps=_listed(timesteps),
-            sigmas=_listed(sigmas),
-            mu=mu,
+            timesteps=_listed("timesteps", timesteps),
+            sigmas=_listed("sigmas", sigmas),
+            mu=None if mu is None else _number("mu", mu),
         )
         _check_start(config, result.nodes[0])
-        n = len(result.timesteps)
-        called = _called(self._plan(schedule, result.nodes, n, n, 0.0))
+        if (ems := self._statistics()) is not None:
+            check_fits(ems, schedule, result)
+        n, whole_run = len(result.timesteps), result
+        if name in STEPS_OF_TWO and timesteps is None and sigmas is None:
+            options = solver_options(config, n, n, 0.0)
+            steps = steps_spent(schedule, name, result.nodes, n, options)
+            whole_run = layout(config, schedule, name, steps, mu=mu)
+        called = _called(self._plan(schedule, whole_run.nodes, n, n, 0.0))
         whole = isinstance(schedule, DiscreteVP) and result.whole
-        told = torch.tensor(result.told(called, schedule, len(self)), dtype=torch.float64)
+        told = torch.tensor(whole_run.told(called, schedule, len(self)), dtype=torch.float64)
         self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
         # As in diffusers, only flow models have their noise levels where the network is.
         levels = torch.tensor(result.levels([*called, result.nodes[-1]], schedule))
         self.sigmas = levels.to(device if isinstance(schedule, FlowMatching) else None)
         self.num_inference_steps = n
-        self._layout, self._nodes = result, called
+        self._layout, self._whole_run, self._nodes = result, whole_run.nodes, called
         self._drive = self._step_index = self._begin_index = None
 
     def step(
@@ -336,9 +371,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return int(self.config.num_train_timesteps)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A live generator can be neither copied nor pickled; a copy made in the middle of a run
-        # starts afresh from where it is.
-        return {key: value for key, value in self.__dict__.items() if key != "_drive"}
+        # A copy made in the middle of a run goes on by itself, where it is. A run that records
+        # gradients cannot be copied: there it starts afresh from where it is.
+        drive = self._drive
+        kept = None if drive is None or drive.differentiable else deepcopy(drive)
+        return {**self.__dict__, "_drive": kept}
 
     def _start(self, output: Tensor, timestep: Any, sample: Tensor, eta: float) -> Drive:
         if self._layout is None:
@@ -347,7 +384,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
         if output.device != sample.device:
             raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
-        n = len(self._layout.timesteps)
+        n = len(self._nodes)
         begin = self._step_index
         if begin is None:
             begin = self._begin_index
@@ -355,6 +392,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             begin = self._position(timestep)
         if not 0 <= begin < n:
             raise ValueError(f"the run of {n} evaluations has no step {begin}: call set_timesteps")
+        if (ems := self._statistics()) is not None:
+            check_shape(ems, tuple(sample.shape[1:]))
         schedule = noise_schedule(self.config)
         plan = self._plan(schedule, self._remaining(begin), n, n - begin, eta)
         if begin > 0:
@@ -370,6 +409,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             and (sample.requires_grad or output.requires_grad),
         )
 
+    def _statistics(self) -> EMS | None:
+        """The statistics, if the solver takes any."""
+        takes_them = "ems" in find_solver(solver_name(self.config)).defaults
+        return ems_of(self.config) if takes_them else None
+
     def _position(self, timestep: Any) -> int:
         """Where ``timestep`` is in ``timesteps``.
 
@@ -383,14 +427,29 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             timestep = timestep.reshape(-1)[0].item()
         # The nearest, because pipelines may have rounded the copy to the network's precision.
         values = ours.tolist()
-        return min(range(len(values)), key=lambda k: abs(values[k] - float(timestep)))
+        place = min(range(len(values)), key=lambda k: abs(values[k] - float(timestep)))
+        if place > 0 and values.count(values[place]) > 1:
+            raise ValueError(
+                f"timestep={float(timestep):g} occurs more than once in timesteps: begin with an "
+                "entry of timesteps itself, not a copy, or call set_begin_index"
+            )
+        return place
 
     def _remaining(self, begin: int) -> tuple[Node, ...]:
         assert self._layout is not None
+        if begin == 0:
+            return self._whole_run
         grid, start = self._layout.nodes, self._nodes[begin]
         if start == grid[begin]:
             return grid[begin:]
-        return start, *(node for node in grid[begin + 1 :] if node.lam > start.lam)
+        # Every second slice of steps of two goes on with them; the others need nodes between, or,
+        # after the last one, an evaluation that changes nothing.
+        steps = (len(self._nodes) - begin) // 2 + 1
+        later = [node for node in self._whole_run if node.lam > start.lam]
+        if len(later) < steps:
+            later = [node for node in grid if node.lam > start.lam]
+        idle = max(0, steps - len(later)) if solver_name(self.config) in STEPS_OF_TWO else 0
+        return (*[start] * (1 + idle), *later)
 
     def _plan(
         self, schedule: NoiseSchedule, nodes: tuple[Node, ...], n: int, nfe: int, eta: float
@@ -440,11 +499,25 @@ def _called(plan: Plan) -> list[Node]:
 
 
 def _check_start(config: Mapping[str, Any], start: Node) -> None:
+    prediction = prediction_type(config)
     try:
-        to_data(prediction_type(config), start)
+        to_data(prediction, start)
     except ValueError as error:
         raise ValueError(f"prediction_type: {error}") from error
 
 
-def _listed(values: Sequence[float] | Tensor | None) -> list[float] | None:
-    return None if values is None else torch.as_tensor(values, dtype=torch.float64).tolist()
+def _listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] | None:
+    if values is None:
+        return None
+    try:
+        listed = torch.as_tensor(values, dtype=torch.float64).tolist()
+        return [float(value) for value in listed]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={values!r}: need a list of numbers") from error
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r}: need a number") from error

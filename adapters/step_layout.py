@@ -22,6 +22,9 @@ from logsnr.solvers.spacings import training_steps
 from .noise_schedules import sigma_range
 from .spacing import final_sigma, flagged_spacing, named_spacing, named_times, sigma_spacing
 
+# Their schedulers in diffusers count n points; the others n + 1, of which the last is the end.
+COUNT_POINTS = ("ddim", "euler", "heun", "dpm2", "lms", "ipndm")
+
 
 def step_layout(
     config: Mapping[str, Any],
@@ -67,9 +70,8 @@ def spaced_steps(
     config: Mapping[str, Any], solver: str, schedule: DiscreteVP, n: int
 ) -> np.ndarray:
     """The n training steps of the config's rule, falling."""
-    # DDIM counts n points; the others n + 1, of which the last is the end.
-    single = solver == "ddim"
-    spacing = config.get("timestep_spacing") or ("leading" if single else "linspace")
+    default = "leading" if solver == "ddim" else "linspace"
+    spacing = config.get("timestep_spacing") or default
     offset = int(config.get("steps_offset") or 0) if spacing == "leading" else 0
     steps = schedule.steps - _clipped(config, schedule)
     if n > steps:
@@ -77,7 +79,9 @@ def spaced_steps(
             f"num_inference_steps={n}: lambda_min_clipped={config['lambda_min_clipped']!r} leaves "
             f"{steps} training steps"
         )
-    indices = training_steps(spacing, steps, n, offset=offset, inner=not single and n < steps)
+    # A single point would be the end itself, at which DDIM does begin.
+    points = solver in COUNT_POINTS and (n > 1 or (solver, spacing) == ("ddim", "leading"))
+    indices = training_steps(spacing, steps, n, offset=offset, inner=not points and n < steps)
     return indices - max(0, indices[0] - (schedule.steps - 1))
 
 

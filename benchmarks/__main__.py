@@ -15,6 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "demo": "Compare solvers on the embedded model of digits, next to diffusers' schedulers.",
     "nfe": "Compare solvers on your own diffusers pipeline with a converged solution.",
+    "parallel": "Measure parallel-in-time sampling: sweeps, errors, wall time.",
+    "ems": "Estimate the statistics that DPM-Solver-v3 needs of a model, and plot them.",
     "overhead": "Time a step of each solver against the step of diffusers' scheduler.",
     "conformance": "Check the solvers against reference cases of official implementations.",
     "order": "Measure the order of convergence of each solver.",

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from logsnr.benchmarks import results
 from logsnr.benchmarks.embedded import (
+    EMS_FILE,
     MODEL_FOLDER,
     NULL_LABEL,
+    load_ems,
     load_scheduler,
     load_scheduler_config,
     load_unet,
@@ -48,6 +50,8 @@ KEPT = 10  # pictures of each run that are kept: one of each digit
 BATCH = 100
 REFERENCE = "reference"
 GRID = "karras"
+V3 = "dpm-solver-v3"
+PSEUDO = {"p_pseudo": True, "c_pseudo": False}  # the best of the four on this model, docs/ems.md
 FINE = (400, 300)
 """Evaluations of the converged solution, and of the coarser one whose distance is its error bar."""
 RECORDS = "records.jsonl"
@@ -96,6 +100,7 @@ METHODS: dict[str, Method] = {
     "dpm++3m": _ours("DPM++ 3M", "dpm-solver++", order=3),
     "unipc-2": _ours("UniPC-2", "unipc", order=2),
     "unipc-3": _ours("UniPC-3", "unipc", order=3),
+    "dpm-v3": _ours("DPM-Solver-v3", V3, order=3, **PSEUDO, treatment="spline"),
     **_stock("stock-ddim", "DDIM", "DDIMScheduler", "trailing"),
     **_stock("stock-dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "trailing", "karras"),
     **_stock("stock-unipc-2", "UniPC-2", "UniPCMultistepScheduler", "trailing", "karras"),
@@ -165,8 +170,11 @@ def plan_of(name: str, nfe: int) -> Plan:
     The grids are those of the module's text; they end at the schedule's t_end, training step 0.
     """
     method = METHODS[name]
+    options = dict(method.options)
+    if method.solver == V3:
+        options["ems"] = load_ems()
     try:
-        return make_plan(method.solver, schedule(), nfe=nfe, **method.options)
+        return make_plan(method.solver, schedule(), nfe=nfe, **options)
     except ValueError as error:
         raise ValueError(f"nfe={nfe}: not possible for {name} ({error})") from error
 
@@ -226,7 +234,7 @@ def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) 
     A run that diverges is a record with status "diverged" and no distances.
     """
     done = results.load(folder / RECORDS)
-    model = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
+    model = _digest(WEIGHTS)
     problem = load_problem(settings)
     jobs: list[tuple[str, int | None]] = [(REFERENCE, None), *settings.runs]
     reference = torch.empty(0)
@@ -319,7 +327,11 @@ def _runner(
 
 def _request(name: str, nfe: int | None, settings: Settings, model: str) -> Record:
     """The part of a record that says what is measured."""
-    options = {"evaluations": list(FINE)} if nfe is None else dict(METHODS[name].options)
+    options: dict[str, Any] = {"evaluations": list(FINE)}
+    if nfe is not None:
+        options = dict(METHODS[name].options)
+        if METHODS[name].solver == V3:
+            options["ems"] = _digest(EMS_FILE)
     problem = {"model": model, "samples": settings.samples, "guidance": settings.guidance}
     return {
         "solver": name,
@@ -328,6 +340,10 @@ def _request(name: str, nfe: int | None, settings: Settings, model: str) -> Reco
         "seed": settings.seed,
         "problem": problem,
     }
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _keep(folder: Path, record: Record, x: Tensor) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from logsnr.benchmarks import results
 from logsnr.benchmarks.comparison import DIGITS, WEIGHTS
 from logsnr.benchmarks.contenders import parse_contender
-from logsnr.benchmarks.embedded import load_scheduler, load_unet
+from logsnr.benchmarks.embedded import NULL_LABEL, load_scheduler, load_unet
 from logsnr.benchmarks.problems import Mixture, exact_denoiser
 from logsnr.benchmarks.results import Record
 from logsnr.solvers import ClassifierFree, Denoiser, DiscreteVP, Plan, make_plan, sample
@@ -157,16 +157,20 @@ class Settings:
         ]
 
 
+@cache
 def schedule() -> DiscreteVP:
     """The noise schedule of the embedded model, for both problems."""
     return DiscreteVP(load_scheduler().alphas_cumprod)
 
 
+@cache
 def plan_of(solver: str, nfe: int) -> Plan:
     """The plan of a solver written as in ``Settings.solvers``; ValueError if there is none."""
     contender = parse_contender(solver)
     if not contender.ours:
-        raise ValueError(f"solvers={solver!r}: need a solver of this library, as logsnr order lists")
+        raise ValueError(
+            f"solvers={solver!r}: need a solver of this library, as logsnr order lists"
+        )
     try:
         return make_plan(contender.name, schedule(), nfe=nfe, **{**GRID, **contender.options})
     except (ValueError, TypeError) as error:
@@ -192,19 +196,17 @@ def load_subject(settings: Settings) -> Subject:
     """The embedded model with labels 0..9 in turn, or a mixture of 6 Gaussians in R^8."""
     rng = torch.Generator().manual_seed(settings.seed)
     place: dict[str, Any] = {"device": settings.device, "dtype": DTYPES[settings.dtype]}
-    about = {"name": settings.problem, "batch": settings.batch, "dtype": settings.dtype}
-    about |= {"device": settings.device}
+    about = {"name": settings.problem}
+    about |= {key: getattr(settings, key) for key in ("batch", "dtype", "device")}
     if settings.problem == "mixture":
         data = _mixture(settings.device)
-        denoise, shape = exact_denoiser(data, schedule()), (data.dimension,)
+        shape: tuple[int, ...] = (data.dimension,)
+        denoise = exact_denoiser(data, schedule())
     else:
         labels = torch.arange(settings.batch, device=settings.device) % DIGITS
-        denoise = Denoiser(
-            load_unet().to(**place),
-            schedule(),
-            "epsilon",
-            guidance=ClassifierFree(1.0, {"class_labels": labels}),
-        )
+        null = torch.full_like(labels, NULL_LABEL)
+        guidance = ClassifierFree(1.0, {"class_labels": labels}, {"class_labels": null})
+        denoise = Denoiser(load_unet(**place), schedule(), "epsilon", guidance=guidance)
         shape = (1, 28, 28)
         about["model"] = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
     x_T = torch.randn(settings.batch, *shape, generator=rng).to(**place)
@@ -232,14 +234,14 @@ def run_all(
     subject = load_subject(settings)
     warm = False
 
-    def kept_or(wanted: Record, measure: Callable[[], Record]) -> Record:
+    def kept_or(wanted: Record, measure: Callable[..., Record], *args: Any) -> Record:
         nonlocal warm
         record = done.get(results.identity(wanted))
         if record is None or not (record["file"] is None or (folder / record["file"]).exists()):
             if not warm:  # nothing is allocated or compiled while the clock runs
                 subject.denoise(subject.x_T, 0.5)
                 warm = True
-            record = wanted | {"file": None} | measure()
+            record = wanted | {"file": None} | measure(*args)
             results.append(folder / RECORDS, record)
         return record
 
@@ -255,12 +257,10 @@ def run_all(
         if job.mode == SEQUENTIAL:
             file = f"samples/{hashlib.sha256(results.identity(wanted).encode()).hexdigest()[:12]}"
             target = folder / f"{file}.safetensors"
-            record = kept_or(wanted, lambda: sequential(job, subject, target, folder, watch))
+            record = kept_or(wanted, sequential, job, subject, target, folder, watch)
             exact = load_file(folder / record["file"])["x"].to(subject.x_T.device)
         else:
-            record = kept_or(
-                wanted, lambda: parallel(job, subject, exact, throughput, settings, watch)
-            )
+            record = kept_or(wanted, parallel, job, subject, exact, throughput, settings, watch)
         yield job, record
 
 
@@ -302,8 +302,13 @@ def parallel(
     tolerance = float(job.tolerance or 0.0)
     mode = MODES[job.mode]
     cost = predict(plan, job.window, tolerance, throughput=throughput, **mode)
-    predicted = {"sweeps": cost.sweeps, "evaluations": cost.evaluations}
-    predicted |= {"seconds": cost.parallel_time, "speedup": cost.speedup, "bound": cost.bound}
+    predicted = {
+        "sweeps": cost.sweeps,
+        "evaluations": cost.evaluations,
+        "seconds": cost.parallel_time,
+        "speedup": cost.speedup,
+        "bound": cost.bound,
+    }
     errors: list[float | None] = []
 
     def note(sweep: Sweep) -> None:

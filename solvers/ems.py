@@ -107,19 +107,28 @@ class EMS:
 
     # files
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float64) -> None:
         """Write safetensors with ``about`` as metadata; into ``ems.safetensors`` of a folder.
 
-        Raises ValueError if ``about`` holds what JSON cannot say.
+        ``dtype`` is that of l, s, b and their errors on disk: float16 takes a quarter of the room
+        and keeps three digits, mostly more than standard errors leave.
+
+        Raises ValueError if ``about`` holds what JSON cannot say, or ``dtype`` cannot hold a value.
         """
         try:
             body = json.dumps({"format": _FORMAT, "about": self.about}, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"about={dict(self.about)!r}: need JSON values: {error}") from error
-        tensors = {"lam": self.lam, "l": self.l, "s": self.s, "b": self.b}
+        tensors = {"l": self.l, "s": self.s, "b": self.b}
         tensors |= {f"error_{name}": error for name, error in self.errors.items()}
-        separate = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        save_file(separate, _file(path), metadata={"ems": body})
+        stored = {
+            name: tensor.to(dtype, copy=True).contiguous() for name, tensor in tensors.items()
+        }
+        for name, tensor in tensors.items():
+            if (stored[name].isfinite() != tensor.isfinite()).any():
+                raise ValueError(f"dtype={dtype}: {name} has values beyond its range")
+        stored["lam"] = self.lam.clone()
+        save_file(stored, _file(path), metadata={"ems": body})
 
     @classmethod
     def load(cls, path: str | Path) -> EMS:

@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .edits import Edit, corrects, transport
 from .noise import NoiseSource
 from .plan import Coefficient, Plan
 from .prediction import to_target
@@ -131,14 +132,27 @@ class FusedRows:
         self.program = program = compile_plan(plan, prediction)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.block = torch.zeros(program.slots, x.numel(), dtype=dtype, device=x.device)
-        self.flat = self.block[0]
-        self.columns = self.block.t()
-        self.slots = [slot.view(x.shape) for slot in self.block]
-        self.weights = program.weights.to(x.device, dtype).unbind()
         self.states: dict[int, Tensor] = {}
         self.shape = x.shape
         self.drawn: list[Tensor] = []
         self.output = x  # the newest, for a row that takes it directly
+        self.edited: Edit | None = None
+        self._set_views()
+
+    def _set_views(self) -> None:
+        block = self.block
+        self.flat = block[0]
+        self.columns = block.t()
+        self.slots = [slot.view(self.shape) for slot in block]
+        self.weights = self.program.weights.to(block.device, block.dtype).unbind()
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("flat", "columns", "slots", "weights")
+        return {key: value for key, value in self.__dict__.items() if key not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._set_views()
 
     def start(self, x: Tensor) -> Tensor:
         self.states[0] = x.to(self.block.dtype)
@@ -147,7 +161,10 @@ class FusedRows:
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
         if self.program.sums[k].extra:
             self.drawn = [draw(term, self.slots[0]) for term in self.plan.rows[k].noise]
-        result = self.states[k] = self._sum(k)
+        result = self._sum(k)
+        if self.edited is not None:
+            result, self.edited = self.edited.temper(result), None
+        self.states[k] = result
         return result
 
     def _sum(self, k: int) -> Tensor:
@@ -183,6 +200,8 @@ class FusedRows:
             difference = edited - self._sum(k)
             for j in others:
                 self.states[j] = self.states[j] + transport(self.plan, k, j) * difference
+            if corrects(self.plan, k + 1):
+                self.edited = Edit(edited, difference)
         self.states[k] = edited
 
     def evaluate(self, k: int, output: Tensor) -> None:
@@ -232,6 +251,7 @@ class TensorRows:
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self.drawn: list[Tensor] = []
+        self.edited: Edit | None = None
 
     def start(self, x: Tensor) -> Tensor:
         self.states[0] = self.like
@@ -239,7 +259,10 @@ class TensorRows:
 
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
         self.drawn = [draw(term, self.like) for term in self.plan.rows[k].noise]
-        result = self.states[k] = self._sum(k)
+        result = self._sum(k)
+        if self.edited is not None:
+            result, self.edited = self.edited.temper(result), None
+        self.states[k] = result
         return result
 
     def _sum(self, k: int) -> Tensor:
@@ -264,6 +287,8 @@ class TensorRows:
                 if j != k:
                     factor = self._to(transport(self.plan, k, j))
                     self.states[j] = self.states[j] + factor * difference
+            if corrects(self.plan, k + 1):
+                self.edited = Edit(edited, difference)
         self.states[k] = edited
 
     def evaluate(self, k: int, output: Tensor) -> None:
@@ -299,17 +324,3 @@ def check_event(plan: Plan, event: tuple[int, ...]) -> None:
                     f"x has event shape {event}, but row {k} of the plan has coefficients of shape "
                     f"{shape}: need as many axes, each of size 1 or that of x"
                 )
-
-
-def transport(plan: Plan, k: int, j: int) -> Coefficient:
-    """How a difference of the state of row k carries to the state of row j."""
-    target, here, there = plan.rows[k].target, plan.rows[k].node, plan.rows[j].node
-    assert target is not None
-    if isinstance(target.x, Tensor) or target.x != 0:
-        # The linear part of DPM-Solver-v3 is its own: undo the step from j.
-        along = dict(plan.rows[k].states)
-        if j in along:
-            return 1 / along[j]
-    signal = not isinstance(target.eps, Tensor) and (target.eps, target.data) == (1.0, 0.0)
-    by_signal = here.sigma == 0 or (signal and here.alpha > 0)
-    return there.alpha / here.alpha if by_signal else there.sigma / here.sigma

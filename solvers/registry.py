@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class Solver:
     spaces: tuple[str, ...]
     finite_lambda: bool = False
 
-    @property
+    @cached_property
     def defaults(self) -> dict[str, Any]:
         """The solver's own options with their default values."""
         parameters = inspect.signature(self.build).parameters.values()

@@ -36,6 +36,7 @@ class Evaluation:
 
 
 Run = Generator[Evaluation, Tensor, Tensor]
+Executor = FusedRows | TensorRows
 Result = TypeVar("Result")
 
 
@@ -54,32 +55,53 @@ def run(
 
     An edit of a state is transported to the other states that the plan still needs (the corrected
     state of a predictor-corrector, the start of a singlestep block) along the linear part of the
-    plan's own rows, sigma_j / sigma_k in data space and alpha_j / alpha_k in noise space.
+    plan's own rows, sigma_j / sigma_k in data space and alpha_j / alpha_k in noise space, and a
+    corrector does not undo it (see `edits`).
     """
     check_prediction(prediction)
-    draw = noise or noise_source(None)
+    executor = executor_for(plan, x, prediction, differentiable=differentiable)
+    return proceed(executor, x, noise or noise_source(None))
+
+
+def executor_for(
+    plan: Plan, x: Tensor, prediction: str, *, differentiable: bool = False
+) -> Executor:
+    """What fills in the rows of ``plan`` from the start state x; see `proceed`."""
     fused = plan.numeric and not differentiable
-    executor = (FusedRows if fused else TensorRows)(plan, prediction, x)
-    handed, precise = x, executor.start(x)
-    as_given = precise.dtype == x.dtype
-    for k, row in enumerate(plan.rows):
-        if k > 0:
+    executor: Executor = (FusedRows if fused else TensorRows)(plan, prediction, x)
+    executor.start(x)
+    return executor
+
+
+def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 0) -> Run:
+    """`run` from row ``begin`` on, whose state was ``handed`` out and is in ``executor``.
+
+    A generator cannot be copied, but an executor can: this goes on from a copy.
+    """
+    rows, dtype = executor.plan.rows, handed.dtype
+    precise = executor.states[begin]
+    as_given = precise.dtype == dtype
+    for k, row in enumerate(rows[begin:], begin):
+        if k > begin:
             precise = executor.combine(k, draw)
         if row.target is None:
             continue
-        if k > 0:
-            handed = precise if as_given else precise.to(x.dtype)
+        if k > begin:
+            handed = precise if as_given else precise.to(dtype)
         version = _version(handed)
         evaluation = Evaluation(handed, row.node, k)
         output = yield evaluation
-        if output.shape != x.shape:
+        if output.shape != handed.shape:
             raise ValueError(
-                f"output has shape {tuple(output.shape)}: need that of x, {tuple(x.shape)}"
+                f"output has shape {tuple(output.shape)}: need that of x, {tuple(handed.shape)}"
             )
         if evaluation.x is not handed or _version(handed) != version:
-            executor.edit(k, evaluation.x.to(precise.dtype))
+            edited = evaluation.x.to(precise.dtype)
+            if not as_given:  # what was not changed keeps its precision
+                edited = edited + (precise - precise.to(dtype))
+            executor.edit(k, edited)
         executor.evaluate(k, output)
-    return precise.to(x.dtype)
+    return precise.to(dtype)
 
 
 def _version(x: Tensor) -> int:

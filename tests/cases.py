@@ -155,6 +155,7 @@ def every_option(name: str) -> tuple[Options, ...]:
     return _all_options(name)
 
 
+@cache
 def main_options(name: str) -> list[Options]:
     """The defaults and every single departure from them: what the slower tests run over."""
     defaults = SOLVERS[name].defaults

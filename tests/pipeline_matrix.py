@@ -31,9 +31,6 @@ PARITY = 2e-5
 """How far from stock the largest difference may be, relative to the largest value: the noise of
 stock's float32 tables, which random networks amplify."""
 
-# Statistics of the model come first: see `logsnr.solvers.estimate_ems`.
-NEED_MORE = {"dpm-solver-v3"}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -42,11 +39,6 @@ class Cell:
     latents: Tensor
     timesteps: list[float]
     calls: int
-
-
-def solvers() -> list[str]:
-    """The registered solvers that need nothing but a pipeline."""
-    return [name for name in SOLVERS if name not in NEED_MORE]
 
 
 def ours(family: Family, solver: Any, **options: Any) -> PlanScheduler:
@@ -113,10 +105,9 @@ def listed(family: Family) -> str:
 
 
 def row(family: Family) -> str:
-    names = solvers()
-    wrong = {name: text for name in names if (text := check(family, name))}
-    ran = [name for name in names if name not in wrong]
-    cells = f"all {len(ran)}" if not wrong else f"{len(ran)} of {len(names)}"
+    wrong = {name: text for name in SOLVERS if (text := check(family, name))}
+    ran = [name for name in SOLVERS if name not in wrong]
+    cells = f"all {len(ran)}" if not wrong else f"{len(ran)} of {len(SOLVERS)}"
     reasons = "; ".join(f"{', '.join(who)}: {text}" for text, who in grouped(wrong).items())
     parity = ", ".join(
         f"`{family.stock[solver][0]}` {difference(family, solver):.0e}" for solver in family.stock
@@ -169,9 +160,7 @@ def main() -> None:
         write(options.markdown)
     else:
         print(table(), refused_table(), sep="\n\n")
-    print(
-        f"{len(FAMILIES)} families x {len(solvers())} solvers, {time.perf_counter() - began:.0f} s"
-    )
+    print(f"{len(FAMILIES)} families x {len(SOLVERS)} solvers, {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

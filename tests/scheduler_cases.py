@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
-from logsnr.solvers import SOLVERS
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VIDEO = {
@@ -54,7 +53,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "edm": (EDM, {}),
     "audio": (AUDIO, {}),
 }
-SOLVERS_WITHOUT_STATISTICS = sorted(set(SOLVERS) - {"dpm-solver-v3"})
 SHAPE = (2, 3, 4, 4)
 _NUMBERS = torch.Generator().manual_seed(0)
 _MIX = torch.linalg.qr(torch.randn(48, 48, generator=_NUMBERS, dtype=torch.float64))[0]

@@ -1,15 +1,16 @@
-"""One rank of tests/test_parallel_shared.py, started with the name of a scenario.
+"""One rank of tests/test_parallel_shared.py, in a process of its own.
 
-It prints what it saw; the test reads that.
+It writes down what it saw; the test reads that.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
 
@@ -88,9 +89,10 @@ def killed(here: Ranks, lost: int, how: signal.Signals = signal.SIGKILL) -> None
         print(f"{here.rank}: after {time.monotonic() - started:.1f} s {error}", flush=True)
 
 
-def main() -> None:
-    scenario = sys.argv[1]
-    with ranks(timeout=float(sys.argv[2])) as here:
+def play(scenario: str, timeout: float, environment: Mapping[str, str], seen: Path) -> None:
+    """Take part in a scenario as the rank that the environment names, as torchrun sets it."""
+    os.environ.update(environment)
+    with seen.open("w") as file, redirect_stdout(file), ranks(timeout=timeout) as here:
         if scenario == "errors":
             raises_on_rank_1(here)
             other_start(here)
@@ -100,7 +102,3 @@ def main() -> None:
             killed(here, lost=0)
         elif scenario == "stop":
             killed(here, lost=1, how=signal.SIGSTOP)
-
-
-if __name__ == "__main__":
-    main()

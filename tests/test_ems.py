@@ -63,6 +63,18 @@ def test_a_file_gives_back_the_same_statistics(event, tmp_path):
         assert equal(ems, loaded) and loaded.about == ems.about
 
 
+def test_a_file_of_half_precision_keeps_three_digits(tmp_path):
+    ems = statistics(3)
+    ems.save(tmp_path, dtype=torch.float16)
+    loaded = EMS.load(tmp_path)
+    assert torch.equal(loaded.lam, ems.lam) and loaded.about == ems.about
+    for name in "lsb":
+        torch.testing.assert_close(getattr(loaded, name), getattr(ems, name), rtol=5e-4, atol=1e-7)
+        torch.testing.assert_close(loaded.errors[name], ems.errors[name], rtol=5e-4, atol=1e-7)
+    with pytest.raises(ValueError, match=r"dtype=torch.float16: b has values beyond its range"):
+        replace(ems, b=1e6 * ems.b).save(tmp_path, dtype=torch.float16)
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "junk").write_bytes(b"not statistics")
     save_file({"x": torch.zeros(1)}, tmp_path / "weights")

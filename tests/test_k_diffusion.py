@@ -34,18 +34,7 @@ from logsnr.solvers.prediction import to_data
 VE = VarianceExploding(0.05, 20.0)
 WITH_ETA = sorted(name for name in SOLVERS if "eta" in SOLVERS[name].defaults)
 WITH_CHURN = sorted(name for name in SOLVERS if "s_churn" in SOLVERS[name].defaults)
-
-
-def _needs_no_argument(solver: str) -> bool:
-    # DPM-Solver-v3 needs the statistics of a model.
-    try:
-        make_plan(solver, VE, nfe=4)
-    except ValueError:
-        return False
-    return True
-
-
-PLAIN = sorted(filter(_needs_no_argument, SOLVERS))
+PLAIN = sorted(SOLVERS)
 NAMES = [function_name(solver) for solver in PLAIN]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from shared_worker import PLAN, halve, states
+from shared_worker import PLAN, halve, play, states
 
 from logsnr.solvers.parallel.shared import Ranks, ranks, share
 
@@ -23,29 +26,33 @@ EXAMPLE = HERE.parent / "docs" / "examples" / "parallel_devices.py"
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
 
 
-def start_ranks(*arguments: str) -> list[subprocess.Popen[str]]:
-    """Two ranks of shared_worker.py with the environment that torchrun sets."""
+def start_ranks(scenario: str, folder: Path, timeout: float = 25) -> list[BaseProcess]:
+    """Two ranks of shared_worker.py with the environment that torchrun sets.
+
+    They are forked from a process that has imported everything once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["logsnr.solvers.parallel.shared"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "shared_worker.py"), *arguments],
-            env=CLEAN | address | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = []
+    for rank in range(2):
+        environment = address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        arguments = (scenario, timeout, environment, folder / f"{scenario}-{rank}")
+        processes.append(context.Process(target=play, args=arguments))
+        processes[-1].start()
+    return processes
 
 
-def outputs(processes: Sequence[subprocess.Popen[str]], within: float = 120) -> list[str]:
-    """What each printed within so many seconds, imports included; none may outlive the test."""
+def ended(processes: Sequence[BaseProcess], within: float = 120) -> list[int | None]:
+    """How each ended within so many seconds; none may outlive the test."""
     deadline = time.monotonic() + within
     try:
-        return [p.communicate(timeout=deadline - time.monotonic())[0] for p in processes]
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -56,48 +63,54 @@ def seconds_to_notice(text: str) -> float:
 
 
 @pytest.mark.distributed
-def test_two_ranks_of_torchrun_give_the_bits_of_one_process(tmp_path: Path) -> None:
+def test_two_ranks_of_torchrun_give_the_bits_of_one_process(tmp_path, monkeypatch, capfd) -> None:
     """With a float32 UNet, whose outputs change with the size of the batch."""
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in (["--out", str(one)], ["--out", str(two)]):
-        launch = torchrun if str(two) in command else []
-        full = [sys.executable, *launch, str(EXAMPLE), *command, "--nfe", "12"]
-        done = subprocess.run(full, env=CLEAN, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert f"{2 if launch else 1} ranks: " in done.stdout
+    command = [str(EXAMPLE), "--nfe", "10", "--out"]
+    launched = subprocess.Popen([sys.executable, *torchrun, *command, str(two)], env=CLEAN)
+    try:
+        for name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(sys, "argv", [*command, str(one)])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+        assert launched.wait(timeout=300) == 0
+    finally:
+        launched.kill()
+    printed = capfd.readouterr().out
+    assert "1 ranks: " in printed and "2 ranks: " in printed
     assert torch.equal(load_file(one)["x0"], load_file(two)["x0"])
 
 
 @pytest.mark.distributed
-def test_errors_disagreements_and_a_killed_rank_reach_the_other() -> None:
-    processes = start_ranks("errors", "25")
-    texts = [text.splitlines() for text in outputs(processes)]
-    for rank, (failed, start, sweep, lost) in enumerate(texts):
+def test_errors_disagreements_and_a_killed_rank_reach_the_other(tmp_path) -> None:
+    assert ended(start_ranks("errors", tmp_path)) == [0, -signal.SIGKILL]
+    for rank in range(2):
+        failed, start, sweep, lost = (tmp_path / f"errors-{rank}").read_text().splitlines()
         assert "rank 1 failed at sweep 1: ValueError: no memory left in this test" in failed
         assert failed.endswith("cause None") == (rank == 0)
         assert f"the start: rank {1 - rank} works on other data" in start
         assert f"sweep 1: rank {1 - rank} works on other data" in sweep
         assert lost == "1: killed" if rank else "sweep 2: lost rank 1, which did not" in lost
         assert rank or seconds_to_notice(lost) < 30
-    assert [process.returncode for process in processes] == [0, -signal.SIGKILL]
 
 
 @pytest.mark.distributed
-def test_rank_0_is_missed_though_it_keeps_the_store() -> None:
-    processes = start_ranks("kill", "25")
-    text = outputs(processes)[1]
+def test_rank_0_is_missed_though_it_keeps_the_store(tmp_path) -> None:
+    assert ended(start_ranks("kill", tmp_path)) == [-signal.SIGKILL, 0]
+    text = (tmp_path / "kill-1").read_text()
     assert "sweep 2: lost rank 0" in text and seconds_to_notice(text) < 30
-    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0]
 
 
 @pytest.mark.distributed
-def test_a_rank_that_hangs_is_given_up_after_the_timeout() -> None:
-    processes = start_ranks("stop", "2")
-    text = outputs(processes[:1])[0]
+def test_a_rank_that_hangs_is_given_up_after_the_timeout(tmp_path) -> None:
+    processes = start_ranks("stop", tmp_path, timeout=2)
+    try:
+        assert ended(processes[:1]) == [0]
+    finally:
+        processes[1].kill()
+    text = (tmp_path / "stop-0").read_text()
     assert "sweep 2: lost rank 1, which did not arrive" in text and seconds_to_notice(text) < 30
-    processes[1].kill()
-    processes[1].communicate()
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 10, 100])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import diffusers
 import pipeline_matrix as matrix
@@ -17,9 +18,9 @@ from tiny_pipelines import FAMILIES
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.embedded import NULL_LABEL, load_pipeline
+from logsnr.solvers import SOLVERS
 
 NFE = 4
-SOLVERS = matrix.solvers()
 SINGLESTEP = {"name": "dpm-solver++", "steps": "singlestep"}
 
 
@@ -115,7 +116,7 @@ def test_base_and_refiner_share_the_evaluations(solver):
     Heun evaluates every time but the first twice, and the pipeline splits by time.
     """
     latents, first, second = base_and_refiner(solver)
-    assert (len(first), len(second)) == ((9, 1) if solver == "heun" else (8, 2))
+    assert (len(first), len(second)) == ((7, 3) if solver == "heun" else (8, 2))
     assert first + second == sorted(first + second, reverse=True)
     assert latents.isfinite().all()
 
@@ -212,17 +213,15 @@ def kept_region_drift(scheduler, steps):
 def test_inpainting_with_unipc_keeps_what_is_to_be_kept(steps):
     """Stock's corrector restarts from states before the blend, so that its drift grows.
 
-    Ours falls from the third step on, where the corrector has its full order, and is DPM++2M's
-    within a quarter. The last step goes to sigma = 0: it is the network's own data prediction.
+    Ours falls at every step, and is DPM++2M's within a tenth. The last step goes to sigma = 0: it
+    is the network's own data prediction.
     """
     config = FAMILIES["sd-inpaint"].build().scheduler.config
     ours = kept_region_drift(PlanScheduler.from_config(config, solver="unipc"), steps)
     stock = kept_region_drift(diffusers.UniPCMultistepScheduler.from_config(config), steps)
     plain = kept_region_drift(diffusers.DPMSolverMultistepScheduler.from_config(config), steps)
-    middle = slice(2, -1)
-    assert ours[middle] == sorted(ours[middle], reverse=True)
-    assert max(ours[1:]) < ours[0]
-    assert ours[middle] == pytest.approx(plain[middle], rel=0.35)
+    assert all(earlier > later for earlier, later in pairwise(ours[:-1]))
+    assert ours == pytest.approx(plain, rel=0.1)
     assert stock[: steps // 2] == sorted(stock[: steps // 2])
     assert max(stock) > 1.8 * stock[0] and max(stock) > 3 * max(ours[1:])
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scheduler_cases import FAMILIES, SOLVERS_WITHOUT_STATISTICS
+from scheduler_cases import FAMILIES
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.options import data_scale, output_sign, prediction_type
-from logsnr.solvers import Node
+from logsnr.solvers import SOLVERS, Node
 
 POINT = torch.tensor([[0.3, -0.7, 1.1]], dtype=torch.float64)
 
@@ -31,7 +31,7 @@ def knows_the_data(config, node: Node, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("solver", SOLVERS_WITHOUT_STATISTICS)
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_no_noise_is_left_after_any_number_of_steps(family, solver):
     config, given = FAMILIES[family]
     scheduler = PlanScheduler(**config, solver=solver)

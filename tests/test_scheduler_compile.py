@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scheduler_cases import FAMILIES, SOLVERS_WITHOUT_STATISTICS, start
+from scheduler_cases import FAMILIES, start
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.noise_schedules import noise_schedule
-from logsnr.solvers import Plan
+from logsnr.solvers import SOLVERS, Plan
 from logsnr.solvers.executors import FusedRows
 
 NFE = 4
@@ -84,7 +84,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("solver", SOLVERS_WITHOUT_STATISTICS)
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
 @pytest.mark.parametrize("family", ["sd", "flow", "edm", "video"])
 def test_no_step_reads_a_value_and_every_image_runs_the_same_operations(solver, family):
     config, given = FAMILIES[family]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import diffusers
 import pytest
+import torch
 from scheduler_cases import EDM, LATENT, drive, network, scheduler_for, start
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.stock import REFUSED, REPLACED, init_keys
 
 
-def bad_step(**changes):
+def bad_step(solver="unipc", timesteps=(900, 600, 300, 100), **changes):
     def call():
-        scheduler = scheduler_for("unipc")
-        scheduler.set_timesteps(4)
+        scheduler = scheduler_for(solver)
+        scheduler.set_timesteps(timesteps=timesteps)
         t = scheduler.timesteps[0]
         scheduler.step(**{"model_output": start(), "timestep": t, "sample": start(), **changes})
 
@@ -75,6 +76,33 @@ BAD = {
     "final_sigmas_type": (
         bad_timesteps(5, config={"final_sigmas_type": "one"}),
         "final_sigmas_type='one'.*sigma_min",
+    ),
+    "train timesteps": (
+        bad_timesteps(5, config={"num_train_timesteps": 0}),
+        "num_train_timesteps=0",
+    ),
+    "betas": (bad_timesteps(5, config={"beta_end": 2.0}), "beta_end=2.0.*< 1"),
+    "words for timesteps": (bad_timesteps(timesteps=["a"]), "timesteps=.*list of numbers"),
+    "rows of timesteps": (bad_timesteps(timesteps=[[9, 5]]), "timesteps=.*list of numbers"),
+    "evaluation at sigma 0, flow": (
+        bad_timesteps(timesteps=[900, 0], config={"shift": 1.0}),
+        "timesteps=.*called at sigma = 0",
+    ),
+    "evaluation at sigma 0": (bad_timesteps(sigmas=[3.0, 0.0, 0.0]), "called at sigma = 0"),
+    "word for mu": (bad_timesteps(5, mu="high"), "mu='high'"),
+    "a scheduler for a config": (
+        lambda: PlanScheduler.from_config(diffusers.DDIMScheduler()),
+        r"config is a DDIMScheduler.*\.config",
+    ),
+    "negative eta": (bad_step(eta=-0.5, solver="ddim"), "eta=-0.5"),
+    "a copy of a repeated time": (bad_step(timesteps=[900, 500, 500], timestep=500), "=500 occurs"),
+    "noise at a time beyond training": (
+        lambda: scheduler_for("ddim").add_noise(start(), start(), torch.tensor([1000])),
+        r"timesteps has 1000.*\[0, 999\]",
+    ),
+    "noise of another shape": (
+        bad_step(solver={"name": "ddim", "eta": 1.0}, variance_noise=torch.zeros(3, 3)),
+        r"variance_noise has shape \(3, 3\)",
     ),
     "nothing given": (bad_timesteps(), "num_inference_steps is missing"),
     "no steps": (bad_timesteps(0), "num_inference_steps=0"),

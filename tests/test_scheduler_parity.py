@@ -62,6 +62,58 @@ def test_stock_parity(case, nfe):
     assert_close(drive(ours, start()), drive(stock, start()), tolerance)
 
 
+IN_SIGMA = {
+    "euler": (diffusers.EulerDiscreteScheduler, {}, lambda n: n),
+    "lms": (diffusers.LMSDiscreteScheduler, {"solver_order": 4}, lambda n: n),
+    "heun": (diffusers.HeunDiscreteScheduler, {}, lambda n: 2 * n - 1),
+    "dpm2": (diffusers.KDPM2DiscreteScheduler, {}, lambda n: 2 * n - 1),
+}
+
+
+@pytest.mark.parametrize("solver", IN_SIGMA)
+@pytest.mark.parametrize(
+    ("grid", "tolerance"),
+    [
+        ({"timestep_spacing": "leading", "steps_offset": 1}, 1e-6),
+        ({"timestep_spacing": "trailing"}, 1e-6),
+        ({"timestep_spacing": "linspace"}, 1e-6),
+        ({"use_karras_sigmas": True}, 1e-4),  # stock tells its networks fractions
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [4, 10])
+def test_parity_of_the_solvers_in_sigma(solver, grid, tolerance, steps):
+    """On grids of whole timesteps, to rounding. Stock's state is sqrt(1 + sigma^2) times ours."""
+    kind, options, nfe = IN_SIGMA[solver]
+    stock = kind(**LATENT, **grid)
+    ours = PlanScheduler.from_config(stock.config, solver=solver, **options)
+    stock.set_timesteps(steps)
+    ours.set_timesteps(nfe(steps))
+    assert len(ours.timesteps) == len(stock.timesteps) == nfe(steps)
+    # KDPM2's inner times are fractions.
+    tolerance = 1e-4 if solver == "dpm2" else tolerance
+    torch.testing.assert_close(ours.timesteps.float(), stock.timesteps.float(), rtol=0, atol=0.5)
+    x = start()
+    expected = drive(stock, x * (1 + stock.sigmas[0].float() ** 2).sqrt())
+    assert_close(drive(ours, x), expected, tolerance)
+
+
+@pytest.mark.parametrize("steps", [6, 10])
+@pytest.mark.parametrize("begin", [1, 4])
+def test_parity_of_heun_in_the_middle(steps, begin):
+    """Where stock's slices begin, at a full step, the rest is stock's."""
+    grid = {**LATENT, "timestep_spacing": "trailing"}
+    stock = diffusers.HeunDiscreteScheduler(**grid)
+    ours = PlanScheduler.from_config(stock.config, solver="heun")
+    stock.set_timesteps(steps)
+    ours.set_timesteps(2 * steps - 1)
+    x, level = start(), stock.sigmas[2 * begin]
+    for scheduler in (stock, ours):
+        scheduler.set_begin_index(2 * begin)
+    expected = drive(stock, x * (1 + level.float() ** 2).sqrt(), 2 * begin)
+    assert_close(drive(ours, x, 2 * begin), expected, 1e-6)
+
+
 @pytest.mark.parametrize("nfe", [1, 3, 8, 28])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler_parity(nfe, shift):

@@ -237,11 +237,12 @@ def test_unipc_forgets_edits():
     exact = carried(ours_for(stock, "unipc"))
     assert exact == pytest.approx([42.0, 26.9, 19.0, 14.7, 12.2], abs=0.05)
     assert responses(stock) == pytest.approx([21.0, 11.4, 7.0, 6.1, 9.6], abs=0.05)
-    # What overshoots is the extrapolation of data predictions from before the edit, as in 2M.
+    # What overshoots is the extrapolation of data predictions from before the edit, as in 2M. A
+    # large edit costs the correction of its step.
     heard = responses(ours_for(stock, "unipc"))
     assert all(a < b < 1.4 * a for a, b in zip(exact, heard, strict=True))
     noise = PlanScheduler(**LATENT, solver="unipc", predict_x0=False)
-    assert responses(noise) == pytest.approx(exact, rel=1e-9)
+    assert responses(noise) == pytest.approx(exact, rel=0.01)
 
 
 def test_singlestep_forgets_edits_within_its_blocks():

@@ -21,9 +21,11 @@ from logsnr.benchmarks.embedded.digit_classifier import (
     load_feature_network,
     load_reference_statistics,
 )
+from logsnr.benchmarks.embedded.model_statistics import EMS_FILE, load_ems
 
 __all__ = [
     "CLASSIFIER_FOLDER",
+    "EMS_FILE",
     "MODEL_FOLDER",
     "NULL_LABEL",
     "DigitClassifier",
@@ -31,6 +33,7 @@ __all__ = [
     "classifier_metadata",
     "condition",
     "load_classifier",
+    "load_ems",
     "load_feature_network",
     "load_pipeline",
     "load_reference_statistics",

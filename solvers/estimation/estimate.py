@@ -71,7 +71,8 @@ def estimate_ems(
     seed : of samples, noise and signs. The result depends on the seed, not on the batch size.
     batch_size : states in one network call.
     group : samples behind one of the estimates whose scatter gives the standard errors; by
-        default the largest power of two up to 32 that leaves eight groups.
+        default that of the checkpoint, else the largest power of two up to 32 that leaves eight
+        groups.
     granularity : "coordinate", "channel" (the first event axis) or "scalar": which coordinates
         share one value. Pooled moments take less disk and give smaller errors.
     jacobian : how the products with the Jacobian are had: "jvp" (forward mode), "difference"
@@ -118,7 +119,7 @@ def estimate_ems(
         samples=samples,
         seed=seed,
         batch_size=batch_size,
-        group=group,
+        group=_stored_group(checkpoint) if group is None else group,
         granularity=granularity,
         stop=stop,
         lam_step=lam_step,
@@ -148,7 +149,7 @@ def estimate_ems(
         )
         settings = {**setup.settings, **ways.settings()}
         if own_conditions:
-            settings["conditions"] = samples
+            settings["conditions"] = "one for each sample"
         if denoise.guidance is not None:
             settings["guidance"] = denoise.guidance.scale
         setup = replace(setup, settings=settings)
@@ -200,7 +201,7 @@ def estimation(
         samples=samples,
         seed=seed,
         batch_size=batch_size,
-        group=group,
+        group=_stored_group(checkpoint) if group is None else group,
         granularity=granularity,
         stop=stop,
         lam_step=lam_step,
@@ -249,6 +250,14 @@ def _stored_ways(folder: Folder, jacobian: str, derivative: str) -> Ways | None:
         Steps(*stored["steps"]),
         stored["derivatives"],
     )
+
+
+def _stored_group(checkpoint: str | Folder | None) -> int | None:
+    """The group of an estimation that goes on, which more samples must not change."""
+    if checkpoint is None:
+        return None
+    stored = read_settings(Folder(checkpoint) / f"process{World().rank}")
+    return None if stored is None else stored["group"]
 
 
 @contextmanager

@@ -5,17 +5,21 @@ holds a guess of every state; that of ``begin`` is final. A sweep
 
 1. calls the network at all points of the window at once (a `Batch` is yielded);
 2. computes the states of the points begin + 1 .. end anew from those outputs (see `system`);
-3. accepts the points begin + 1, begin + 2, .. as long as they have settled for every sample (see
-   `acceptance`), and moves ``begin`` to the first that has not.
+3. accepts the points begin + 1, begin + 2, .. as long as they have settled for every sample, and
+   moves ``begin`` to the first that has not; it accepts all of them once the sample is as exact as
+   the tolerance asks for (see `acceptance`).
 
-That one too has just been computed from accepted states: every sweep gains a point, so that there
-are never more sweeps than evaluated rows. With tolerance = 0 the result is that of the sequential
-run, whatever the window. Rows behind the window that no later row needs are dropped.
+The first that has not settled has just been computed from accepted states all the same: every
+sweep gains a point, so that there are never more sweeps than evaluated rows. With tolerance = 0 the
+result is that of the sequential run, whatever the window. Rows behind the window that no later row
+needs are dropped.
+
+The first guess is the plan's result for the network of N(0, s^2); later ones, of the points that
+the window uncovers, hold the newest data prediction.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -29,7 +33,7 @@ from ..batches import Batch
 from ..noise import NoiseSource
 from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
-from .acceptance import changes, settled, variances
+from .acceptance import SHARE, Changes, changes, errors_left, settled, variances
 from .system import (
     Frame,
     Secants,
@@ -100,38 +104,43 @@ def picard(
     data_scale: float = 1.0,
     published: bool = False,
     init: Init | None = None,
+    from_start: bool = False,
     watch: Callable[[Sweep], None] | None = None,
 ) -> Process:
     """Generator over the sweeps of ``plan`` from the start state x (B, *event).
 
     Send it the network's outputs, of type ``prediction``, at the states and nodes of each batch;
-    see `sample_parallel` for the options. Returns the sample and what it took. States and targets
-    are kept in float32 or better; every state handed out has x's dtype.
+    see `sample_parallel` for the options. With ``from_start`` the first sweep evaluates x itself
+    at all nodes, which is what a pipeline does before it can be told otherwise. Returns the sample
+    and what it took. States and targets are kept in float32 or better; every state handed out has
+    x's dtype.
     """
     parts, n = system(plan, prediction), plan.nfe
     size = n if window is None else min(window, n)
-    slopes = None if update == "literal" else _slopes(plan, data_scale)
-    scales = variances(plan)
-    limits = [tolerance**2 * v for v in variances(plan, published=published)]
+    gaussian = _slopes(plan, data_scale)
+    slopes = None if update == "literal" else gaussian
+    scales = torch.tensor(variances(plan), dtype=torch.float64).sqrt()
+    limits = torch.full_like(scales, SHARE * tolerance)
+    if published:
+        limits = tolerance * torch.tensor(variances(plan, published=True)).double().sqrt()
     held = _Held(parts, x, draw)
     x0: Tensor | None = None
     previous: Evaluated | None = None
+    before: Changes | None = None
     residuals: list[float] = []
     windows: list[tuple[int, int]] = []
     begin = end = rows_held = 0
     while begin < n:
-        # Without a guess the start is evaluated alone: its data prediction makes one.
-        alone = x0 is None and init is None and not published
-        end = max(end, min(begin + (1 if alone else size), n))
+        end = max(end, min(begin + size, n))
         here = frame(parts, begin, end)
         if init is not None:
             held.extend(
                 here, lambda new, added: torch.stack([init(plan.rows[k].node) for k in new])
             )
-        elif published or x0 is None:
+        elif published or (from_start and not windows):
             held.extend(here, held.constant)
         else:
-            held.extend(here, partial(held.continued, x0))
+            held.extend(here, partial(held.continued, gaussian, x0))
         rows_held = max(rows_held, len(held.x))
         rows = parts.points[begin:end]
         states = held.at(rows)
@@ -146,10 +155,13 @@ def picard(
         x0 = out * output[-1].to(held.x.dtype) + state * states[-1]
         changed = held.advance(here, slopes, secants)
         del output, secants  # only the window itself is kept while the network works
-        shares = zip(changed, scales[begin + 1 : end + 1], strict=True)
-        residuals.append(max(math.sqrt(change / scale) for change, scale in shares))
+        here_on = slice(begin + 1, end + 1)
+        residuals.append(float((changed.absolute.amax(1) / scales[here_on]).max()))
         windows.append((begin, end))
-        begin = min(begin + 1 + settled(changed, limits[begin + 1 : end + 1]), end)
+        errors = changed.absolute if published else errors_left(changed, before)
+        before = changed
+        enough = not published and tolerance > 0 and end == n and bool((errors <= tolerance).all())
+        begin = n if enough else min(begin + 1 + settled(errors, limits[here_on]), end)
         if watch is not None:
             last, node = held.x[-1].to(x.dtype, copy=True), plan.rows[here.last].node
             watch(Sweep(len(windows), windows[-1], begin, residuals[-1], last, node))
@@ -195,7 +207,7 @@ def measured(
         dg[i] -= at_home(slopes[start + i], dx) * dx[i]
     length = dx.flatten(2).norm(dim=2)
     scale = torch.where(length > 0, 1 / length, 0.0).view(*length.shape, *[1] * (dx.ndim - 2))
-    return Secants(start, dg.mul_(scale), dx.mul_(scale))
+    return Secants(start, torch.stack([dx.mul_(scale), dg.mul_(scale)], dim=1))
 
 
 class _Held:
@@ -225,14 +237,14 @@ class _Held:
 
     def advance(
         self, frame: Frame, slopes: Sequence[Coefficient] | None, secants: Secants | None
-    ) -> list[float]:
+    ) -> Changes:
         """Sweep over the frame; how much its points begin + 1 .. end have changed."""
         added = None if self.added is None else self.added[frame.final + 1 - self.first :]
         new = sweep(self.system, frame, self.x, self.g, added, slopes, secants)
         computed = self.system.points[frame.begin + 1 : frame.end + 1]
         before = self.at(computed)
         self.x[frame.final + 1 - self.first :] = new
-        return changes(self.at(computed), before)
+        return changes(frame.begin + 1, self.at(computed), before)
 
     def extend(self, frame: Frame, guess: Callable[[range, Tensor | None], Tensor]) -> None:
         """Drop what the frame does not need, and append guesses of its further rows."""
@@ -260,14 +272,21 @@ class _Held:
         """The last state for every new row."""
         return self.x[-1:].expand(len(new), *self.x.shape[1:])
 
-    def continued(self, x0: Tensor, new: range, added: Tensor | None) -> Tensor:
-        """The plan's own rows for a network whose data prediction is x0 from here on."""
+    def continued(
+        self, slopes: Sequence[Coefficient], x0: Tensor | None, new: range, added: Tensor | None
+    ) -> Tensor:
+        """The plan's own rows for a network whose data prediction is x0 from here on.
+
+        x0 = None: for the linear network with these ``slopes``.
+        """
         plan, points = self.system.plan, self.system.points
 
         def target(k: int, y: Tensor) -> Tensor:
             p = bisect_left(points, k) - self.past
             if p < len(self.g):
                 return self.g[p]
+            if x0 is None:
+                return at_home(slopes[bisect_left(points, k)], y) * y
             row = plan.rows[k]
             assert row.target is not None
             u, w, q = (at_home(c, y) for c in row.target)

@@ -50,9 +50,11 @@ def sample_parallel(
         takes a single time, and is called once a point.
     window : at most so many evaluations of the plan in one network call; None is all of them. The
         memory grows with the window, not with the plan.
-    tolerance : a state is accepted once its root mean square changes by less than this share of
-        the deviation of the noise that DDPM would add there. 0.1 is the published choice for
-        images; below some 1e-2 the result cannot be told from the sequential one.
+    tolerance : relative error of the sample, |x - x_sequential| / |x_sequential|, that is allowed,
+        as estimated from the last two sweeps. 0.1 is the published choice for images; below some
+        1e-2 the result cannot be told from the sequential one. For ``published``: a state is
+        accepted once its root mean square changes by less than this share of the deviation of
+        the noise that DDPM would add there.
     update : "semilinear", which keeps the linear part of the network that N(0, data_scale^2) has,
         or "literal", the published one. Both have the same limit.
     acceleration : "secant" learns the network's slope along the last change of every state (for
@@ -62,7 +64,8 @@ def sample_parallel(
         end of the plan is never accepted by the tolerance. With update="literal" the run is the
         published one, sweep by sweep.
     init : a function from a node to a guess (B, *event) of the states there, from an earlier or
-        coarser run. Default: the plan itself with the last data prediction held.
+        coarser run. Default: the plan itself, for the network of N(0, data_scale^2) at the start
+        and with the newest data prediction held later.
     evaluate : how a batch of states is evaluated, in place of one call of ``denoise`` here; see
         ``batches.evaluator``.
     max_groups : at most so many points in one network call.

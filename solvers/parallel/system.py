@@ -25,13 +25,19 @@ s = 0 freezes the data predictions, s = inf the noise predictions; s = 1 with a
 variance-preserving schedule freezes the v-predictions.
 
 **Secants.** Two evaluations of row j, at x_j and before, tell more about the network: with
-dx and dg their differences, Broyden's update J_j + u_j w_j^T, w = dx / |dx|,
-u = (dg - J dx) / |dx|, reproduces what was seen (one pair for each sample and row). L keeps its
-form, and with the matrix K = M B and the numbers c_j = w_j^T (y_j - x_j)
+dx and dg their differences, s = dx / |dx| and r = (dg - J dx) / |dx|, Powell's symmetric update
 
-    y = y_0 + K (u c),      c_j = w_j^T (y_0 - x)_j + sum_i K[j,i] (w_j^T u_i) c_i,
+    J_j + r s^T + s (r - q s)^T,      q = s^T r,
 
-where y_0 is the sweep without secants: a triangular system with one unknown a row.
+reproduces what was seen and is the smallest change of J_j that does so and is symmetric, as the
+slope of an exact network is (J = alpha / sigma^2 Cov(x0 | x) for data predictions; Powell 1970).
+There is one pair for each sample and row. L keeps its form: with the matrix K = M B, the numbers
+(a, b)_j = (s, r)_j^T (y_j - x_j), and the sweep without secants y_0,
+
+    y = y_0 + K (s f + r h),      f_j = b_j - q_j a_j,   h_j = a_j,
+    (a, b)_j = (s, r)_j^T ((y_0 - x)_j + sum_i K[j,i] (s_i f_i + r_i h_i)),
+
+a triangular system with two unknowns a row.
 """
 
 from __future__ import annotations
@@ -152,14 +158,13 @@ def frame(system: System, begin: int, end: int) -> Frame:
 
 @dataclass(frozen=True, eq=False)
 class Secants:
-    """Rank-one corrections u w^T of the slopes at the points begin .. begin + len(u) - 1.
+    """Symmetric corrections of the slopes at the points begin .. begin + len(pairs) - 1.
 
-    u and w are (points, B, *event).
+    ``pairs`` (points, 2, B, *event) are s and r of the module's text.
     """
 
     begin: int
-    u: Tensor
-    w: Tensor
+    pairs: Tensor
 
 
 def sweep(
@@ -240,20 +245,33 @@ def _spread(system: System, frame: Frame, slopes: Sequence[Coefficient]) -> Tens
 def _correct(
     system: System, frame: Frame, x: Tensor, y: Tensor, of_g: Tensor, secants: Secants
 ) -> None:
-    """Add K (u c) to the flattened new rows y in place; see the module's text."""
-    inner = range(secants.begin, secants.begin + len(secants.u))
+    """Add K (s f + r h) to the flattened new rows y in place; see the module's text."""
+    count = len(secants.pairs)
+    inner = range(secants.begin, secants.begin + count)
     rows = torch.tensor([system.points[p] for p in inner], device=x.device)
-    k = of_g[:, secants.begin - frame.past :][:, : len(inner)]
-    # Samples first: (B, points, D).
-    u, w = (part.flatten(2).transpose(0, 1) for part in (secants.u, secants.w))
+    k = of_g[:, secants.begin - frame.past :][:, :count]
     old = x[rows - frame.first].flatten(2)
-    moved = (y[rows - frame.final - 1].view_as(old) - old).transpose(0, 1)
-    coupling = k[rows - frame.final - 1] * torch.bmm(w, u.transpose(1, 2))
-    identity = torch.eye(len(inner), dtype=x.dtype, device=x.device)
-    c = torch.linalg.solve_triangular(
-        identity - coupling, (w * moved).sum(2, keepdim=True), upper=False, unitriangular=True
+    moved = y[rows - frame.final - 1].view_as(old) - old
+    # Samples first, s and r of a point side by side: (B, 2 points, D).
+    pairs = secants.pairs.flatten(3)
+    sides = pairs.permute(2, 0, 1, 3).flatten(1, 2)
+    products = torch.bmm(sides, sides.mT, out=x.new_empty(len(sides), 2 * count, 2 * count))
+    q = products.diagonal(1, 1, 2)[:, ::2]
+    seen = torch.stack([(side * moved).sum(2) for side in pairs.unbind(1)], dim=1)
+    seen = seen.permute(2, 0, 1).flatten(1)[:, :, None]
+    coupling = products * k[rows - frame.final - 1].repeat_interleave(2, 0).repeat_interleave(2, 1)
+
+    def weights(ab: Tensor) -> Tensor:
+        """(f, h) of each point in place of its (a, b)."""
+        a, b = ab[:, ::2], ab[:, 1::2]
+        return torch.stack([b - q[:, :, None] * a, a], dim=2).flatten(1, 2)
+
+    identity = torch.eye(2 * count, dtype=x.dtype, device=x.device)
+    solved = torch.linalg.solve_triangular(
+        identity - weights(coupling), weights(seen), upper=False, unitriangular=True
     )
-    y.addmm_(k, (c * u).transpose(0, 1).flatten(1))
+    f, h = solved.view(len(solved), count, 2, 1).permute(2, 1, 0, 3)
+    y.addmm_(k, (f * pairs[:, 0]).addcmul_(h, pairs[:, 1]).flatten(1))
 
 
 def _row_by_row(
@@ -274,10 +292,14 @@ def _row_by_row(
         if slopes is None or p <= frame.begin:
             return result
         result = result + at_home(slopes[p], x) * moved
-        if secants is not None and 0 <= p - secants.begin < len(secants.u):
-            u, w = secants.u[p - secants.begin], secants.w[p - secants.begin]
-            c = (w * moved).flatten(1).sum(1)
-            result = result + c.view(-1, *[1] * (u.ndim - 1)) * u
+        if secants is not None and 0 <= p - secants.begin < len(secants.pairs):
+            s, r = secants.pairs[p - secants.begin]
+
+            def along(first: Tensor, second: Tensor) -> Tensor:
+                return (first * second).flatten(1).sum(1).view(-1, *[1] * (s.ndim - 1))
+
+            a = along(s, moved)
+            result = result + a * r + (along(r, moved) - along(s, r) * a) * s
         return result
 
     if slopes is not None:
