@@ -12,7 +12,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/logsnr demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 lint: $(VENV)/.installed-dev build/mypy/logsnr
 	$(BIN)/ruff check
