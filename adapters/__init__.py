@@ -3,11 +3,17 @@
 from .edm import from_edm
 from .k_diffusion import from_k_diffusion, to_k_diffusion
 from .noise_schedules import noise_schedule
-from .pipeline import PipelineRun, PipelineStats, run_pipeline
-from .pipeline_algorithm import Algorithm, Loop
-from .pipeline_algorithms import adaptive, reference
-from .pipeline_parallel import parallel
-from .pipeline_statistics import statistics
+from .pipelines import (
+    Algorithm,
+    Loop,
+    PipelineRun,
+    PipelineStats,
+    adaptive,
+    parallel,
+    reference,
+    run_pipeline,
+    statistics,
+)
 from .scheduler import PlanScheduler
 
 __all__ = [

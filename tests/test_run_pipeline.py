@@ -27,8 +27,8 @@ from logsnr.adapters import (
     run_pipeline,
     statistics,
 )
-from logsnr.adapters.pipeline_algorithms import finite_ends
-from logsnr.adapters.pipeline_statistics import training_range
+from logsnr.adapters.pipelines.algorithms import finite_ends
+from logsnr.adapters.pipelines.statistics import training_range
 from logsnr.solvers import (
     Denoiser,
     Evaluation,

@@ -34,7 +34,7 @@ from tiny_pipelines import FAMILIES as PIPELINES
 
 import logsnr.adapters.ems_file
 from logsnr.adapters import PlanScheduler, noise_schedule, run_pipeline, statistics
-from logsnr.adapters.pipeline_statistics import LARGEST_SHIFT
+from logsnr.adapters.pipelines.statistics import LARGEST_SHIFT
 from logsnr.solvers import EMS, Denoiser, DiscreteVP, NoiseSchedule, make_plan, sample
 
 V3 = "dpm-solver-v3"

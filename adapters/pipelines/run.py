@@ -17,10 +17,10 @@ from typing import Any
 
 from logsnr.solvers import Plan
 
-from .batched_pipeline import spread
-from .pipeline_algorithm import Algorithm, as_algorithm
-from .pipeline_networks import Networks
-from .pipeline_scheduler import LoopScheduler
+from .algorithm import Algorithm, as_algorithm
+from .batched import spread
+from .loop_scheduler import LoopScheduler
+from .networks import Networks
 
 _BEGIN_LATER = ("strength", "denoising_start")
 _MISSING = object()

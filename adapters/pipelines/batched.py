@@ -22,8 +22,8 @@ from torch import Tensor
 from logsnr.solvers import Node
 from logsnr.solvers.batches import Batch
 
-from .pipeline_algorithm import Algorithm, Loop
-from .pipeline_drivers import (
+from .algorithm import Algorithm, Loop
+from .drivers import (
     Convert,
     Counts,
     check_kind,

@@ -16,7 +16,7 @@ from logsnr.solvers import Evaluation, Grid, Node, Plan, plan_on_grid, run
 from logsnr.solvers.adaptive import adaptive as adaptive_process
 from logsnr.solvers.grids import node_at
 
-from .pipeline_algorithm import Algorithm, Loop
+from .algorithm import Algorithm, Loop
 
 
 def adaptive(

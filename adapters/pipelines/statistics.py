@@ -10,7 +10,7 @@ from logsnr.solvers import FlowMatching
 from logsnr.solvers.estimation import OWN_NFE, estimation
 from logsnr.solvers.estimation.ways import RIPPLE_STEP
 
-from .pipeline_algorithm import Algorithm, Loop, Process
+from .algorithm import Algorithm, Loop, Process
 
 LARGEST_SHIFT = 16
 

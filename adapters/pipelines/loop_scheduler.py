@@ -20,13 +20,13 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule
 from logsnr.solvers.prediction import to_data
 
-from .batched_pipeline import Batches
-from .noise_schedules import noise_schedule
-from .options import output_sign, prediction_type, threshold
-from .pipeline_algorithm import Algorithm, Loop
-from .pipeline_drivers import Counts, Driver, OneByOne, opening
-from .pipeline_networks import TIME_ARGUMENTS, Networks
-from .scheduler import PlanScheduler
+from ..noise_schedules import noise_schedule
+from ..options import output_sign, prediction_type, threshold
+from ..scheduler import PlanScheduler
+from .algorithm import Algorithm, Loop
+from .batched import Batches
+from .drivers import Counts, Driver, OneByOne, opening
+from .networks import TIME_ARGUMENTS, Networks
 
 
 class LoopScheduler(PlanScheduler):

@@ -14,7 +14,7 @@ from logsnr.solvers.grids import node_at
 from logsnr.solvers.noise import NoiseSource
 from logsnr.solvers.run import Evaluation
 
-from .plans import spread_plan
+from ..plans import spread_plan
 
 Process = Generator[Evaluation, Tensor, Any] | Generator[Batch, Tensor, Any]
 

@@ -18,7 +18,7 @@ from logsnr.solvers import Node
 from logsnr.solvers.batches import Batch
 from logsnr.solvers.run import Evaluation
 
-from .pipeline_algorithm import Algorithm, Loop
+from .algorithm import Algorithm, Loop
 
 Convert = Callable[[Tensor, Tensor, Node], Tensor]
 """(network output, state, node) -> output of type ``loop.prediction``."""

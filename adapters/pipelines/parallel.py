@@ -10,7 +10,7 @@ from logsnr.solvers import Plan
 from logsnr.solvers.parallel import Sweep, picard
 from logsnr.solvers.parallel.sampling import check_options
 
-from .pipeline_algorithm import Algorithm, Loop, Process, called, check_fits
+from .algorithm import Algorithm, Loop, Process, called, check_fits
 
 
 def parallel(
