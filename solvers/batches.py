@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, checked
 from .plan import Node
 
 Result = TypeVar("Result")
@@ -45,12 +45,14 @@ def evaluator(
 
     Raises ValueError for max_groups < 1.
     """
-    if max_groups is not None and (isinstance(max_groups, bool) or max_groups < 1):
+    whole = isinstance(max_groups, int) and not isinstance(max_groups, bool)
+    if max_groups is not None and not (whole and max_groups >= 1):
         raise ValueError(f"max_groups={max_groups!r}: need a whole number of at least 1")
 
     def evaluate(x: Tensor, times: Sequence[float]) -> Tensor:
         if not isinstance(denoise, Denoiser):
-            return torch.stack([denoise(group, t) for group, t in zip(x, times, strict=True)])
+            single = checked(denoise)
+            return torch.stack([single(group, t) for group, t in zip(x, times, strict=True)])
         size = max_groups or len(x)
         parts = [
             denoise.evaluate_groups(x[i : i + size], times[i : i + size])

@@ -186,3 +186,18 @@ def check_start(x_T: Tensor, denoise: Any) -> None:
         raise ValueError("x_T is on device meta: need a device that holds values")
     if not torch.isfinite(x_T).all():
         raise ValueError("x_T has values that are not finite: need finite start states")
+
+
+def checked(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    """A plain data prediction (x, t) -> x0 that raises ValueError for an x0 of another shape."""
+
+    def evaluate(x: Tensor, t: float) -> Tensor:
+        x0 = denoise(x, t)
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(
+                f"denoise returned {shape}: need a tensor of x's shape, {tuple(x.shape)}"
+            )
+        return x0
+
+    return evaluate

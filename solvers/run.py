@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, check_start
+from .denoiser import Denoiser, check_start, checked
 from .executors import FusedRows, TensorRows
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
@@ -180,7 +180,7 @@ def drive(
     ``watch(evaluation, output, count)`` is called after each evaluation, count from 1. Raises
     ValueError for outputs that are not finite, naming the time.
     """
-    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else _checked(denoise)
+    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else checked(denoise)
     finite: list[tuple[float, Tensor]] = []
     count = 0
     evaluation = next(process)
@@ -195,19 +195,6 @@ def drive(
         except StopIteration as stop:
             _raise_not_finite(finite)
             return stop.value
-
-
-def _checked(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
-    def evaluate(x: Tensor, t: float) -> Tensor:
-        x0 = denoise(x, t)
-        if not isinstance(x0, Tensor) or x0.shape != x.shape:
-            shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
-            raise ValueError(
-                f"denoise returned {shape}: need a tensor of x's shape, {tuple(x.shape)}"
-            )
-        return x0
-
-    return evaluate
 
 
 def _check_plan(plan: Plan, prediction: str) -> None:

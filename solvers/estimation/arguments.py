@@ -11,7 +11,7 @@ import torch
 from ..grids import check_range, nodes_at
 from ..plan import Plan
 from ..prediction import check_prediction, to_noise
-from ..registry import check_choice, make_plan
+from ..registry import check_choice, check_kind, make_plan
 from ..schedules import NoiseSchedule
 from .data import Data, data_of, own_samples, signs_and_noise
 from .probes import Path, Probe
@@ -55,12 +55,18 @@ def prepare(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r}: need a whole number of at least {least}")
+    for name, number in (("t_start", t_start), ("t_end", t_end)):
+        if number is not None:
+            check_kind(name, number, 0.0)
     for name, number in (("stop", stop), ("lam_step", lam_step)):
+        if number is not None:
+            check_kind(name, number, 0.0)
         if number is not None and not 0 < number < math.inf:
             raise ValueError(f"{name}={number!r}: need a positive number, or None")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: need a floating-point dtype")
-    if shape is not None and (not shape or any(not isinstance(n, int) or n < 1 for n in shape)):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype!r}: need a floating-point dtype")
+    sizes = shape if isinstance(shape, Sequence) else ()
+    if shape is not None and (not sizes or any(not isinstance(n, int) or n < 1 for n in sizes)):
         raise ValueError(f"shape={shape!r}: need the event shape of a sample, such as (3, 32, 32)")
     start = float(schedule.t_start if t_start is None else t_start)
     end = float(schedule.t_end if t_end is None else t_end)
@@ -129,6 +135,8 @@ def _own(
         raise ValueError("shape=None: data=None needs the event shape of a sample")
     if plan is None:
         plan = make_plan("unipc", schedule, nfe=OWN_NFE, spacing="logsnr", t_start=start, t_end=end)
+    elif not isinstance(plan, Plan):
+        raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
     elif plan.stochastic:
         raise ValueError(f"plan={plan!r} adds noise: need a deterministic one")
     return own_samples(plan, prediction, tuple(shape), dtype or torch.float32, seed, device)

@@ -25,7 +25,7 @@ from .probes import Probe, SampleBatch, Steps
 from .process import process
 from .records import read_settings
 from .shared import World
-from .ways import WAYS, Ways, choose_ways, default_steps, differences, measure
+from .ways import WAYS, Ways, choose_ways, default_steps, differences, measure, ripples
 
 
 def estimate_ems(
@@ -131,7 +131,8 @@ def estimate_ems(
     own_conditions = check_conditions(denoise, samples)
     denoise.check_input(torch.empty(0, *setup.event, dtype=setup.dtype, device=setup.device))
     precision = setup.dtype if denoise.dtype is None else denoise.dtype
-    steps = default_steps(denoise.schedule, precision, lam_step)
+    rippling = ripples(denoise.schedule, denoise.network_time)
+    steps = default_steps(precision, lam_step, rippling=rippling)
 
     def answer(request: Batch | Probe, ways: Ways) -> Any:
         assert isinstance(request, Probe | SampleBatch)
@@ -210,7 +211,7 @@ def estimation(
         dtype=dtype,
         device=device,
     )
-    steps = default_steps(schedule, setup.dtype, lam_step)
+    steps = default_steps(setup.dtype, lam_step, rippling=ripples(schedule))
     ways = Ways("difference", "difference", steps)
     setup = replace(setup, settings={**setup.settings, **ways.settings(), **(about or {})})
     with (

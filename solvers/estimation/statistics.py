@@ -89,7 +89,9 @@ class Estimate(NamedTuple):
 def estimate(record: np.ndarray, slope: np.ndarray, count: int, node: Node) -> Estimate:
     """The statistics of a record of ``count`` values at ``node``; ``slope`` is l' there.
 
-    s = 0 where f is constant (a pixel that is black in all data).
+    s = 0 where f is constant (a pixel that is black in all data), and from two values or fewer: the
+    line through two points says nothing of a slope (its standard error is infinite), and may be as
+    steep as rounding allows.
     """
     l, rho = record[3], math.hypot(node.alpha, node.sigma)
     c, q = node.alpha / rho, node.sigma / rho
@@ -105,7 +107,7 @@ def estimate(record: np.ndarray, slope: np.ndarray, count: int, node: Node) -> E
 
     variance = covariance(f, f)
     scale = f[0] ** 2 * products[0] + f[1] ** 2 * products[3]
-    varies = variance > CONSTANT * scale
+    varies = (variance > CONSTANT * scale) & (count > 2)
     s = np.where(varies, covariance(f, f1), 0.0) / np.where(varies, variance, 1.0)
     mean_f = sum(u * m for u, m in zip(f, mean, strict=True))
     mean_f1 = sum(u * m for u, m in zip(f1, mean, strict=True))

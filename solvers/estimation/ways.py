@@ -11,8 +11,9 @@ with those periods. The ripple is small (1e-3 in x0) but a pointwise derivative 
 its frequency in lambda: on the embedded model of digits the root mean square of eps1 is 0.46 at
 t = 0.7 by forward mode, 0.24 by differences with d = 0.013, 0.068 with 0.026, and settles at 0.06
 for 0.05 to 0.4. A solver whose steps in lambda are many times the ripple's period sees only what
-is left after averaging. For `DiscreteVP` the derivative is therefore a difference with d = 0.1,
-which errs by 1 % on a smooth model (the mixture of `benchmarks.problems`: 0.9 to 1.7 %).
+is left after averaging. For `DiscreteVP`, and for networks of other schedules that count their
+time in hundreds (diffusers' flow models: 1000 t), the derivative is therefore a difference with
+d = 0.1, which errs by 1 % on a smooth model (the mixture of `benchmarks.problems`: 0.9 to 1.7 %).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from ..batches import Batch, Evaluate, drive_batches
 from ..denoiser import Denoiser
-from ..schedules import DiscreteVP, NoiseSchedule
+from ..schedules import DiscreteVP, NoiseSchedule, VarianceExploding
 from .probes import (
     Measured,
     Path,
@@ -42,6 +43,8 @@ from .probes import (
 WAYS = ("auto", "jvp", "difference")
 RIPPLE_STEP = 0.1
 """Step in lambda of the derivative of networks that take the number of a training step."""
+MANY_STEPS = 100
+"""A network's time beyond this counts training steps."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,24 @@ class Ways:
 
 
 def default_steps(
-    schedule: NoiseSchedule, dtype: torch.dtype, lam_step: float | None = None
+    dtype: torch.dtype, lam_step: float | None = None, *, rippling: bool = False
 ) -> Steps:
     """The steps of the module's text for a network that computes in ``dtype``."""
     unit = torch.finfo(dtype).eps
     step = unit ** (1 / 3)
-    ripple = isinstance(schedule, DiscreteVP)
-    return Steps(step, lam_step or (RIPPLE_STEP if ripple else step), unit)
+    return Steps(step, lam_step or (RIPPLE_STEP if rippling else step), unit)
+
+
+def ripples(schedule: NoiseSchedule, network_time: Callable[[float], Any] | None = None) -> bool:
+    """Whether the network is told the number of a training step; see the module's text.
+
+    Of variance-exploding schedules the network's time may be sigma, which is large too.
+    """
+    if isinstance(schedule, DiscreteVP):
+        return True
+    if network_time is None or isinstance(schedule, VarianceExploding):
+        return False
+    return abs(float(network_time(schedule.t_max))) >= MANY_STEPS
 
 
 def differences(
@@ -111,13 +125,13 @@ def choose_ways(
 
     "auto" is "jvp" where forward mode runs and agrees with differences to 2 % (30 % in half
     precision, where differences are that noisy). The derivative along the ODE stays with
-    differences for `DiscreteVP`, and behind a threshold, whose dependence on time forward mode
+    differences for networks that ripple, and behind a threshold, whose dependence on time forward mode
     does not see.
     """
     chosen = {"jacobian": wanted.jacobian, "derivative": wanted.derivative}
     note: dict[str, Any] = {}
     if wanted.derivative == "auto":
-        if isinstance(denoise.schedule, DiscreteVP):
+        if ripples(denoise.schedule, denoise.network_time):
             chosen["derivative"] = "difference"
             note["derivative"] = "difference: a network of discrete time ripples between steps"
         elif denoise.threshold is not None:

@@ -150,6 +150,8 @@ def cost(
 
 def _interpolated(throughput: Mapping[int, float]) -> tuple[Callable[[int], float], float]:
     """t(p), linear between the sizes measured and in proportion beyond them; and min t(p) / p."""
+    if not isinstance(throughput, Mapping):
+        raise ValueError(f"throughput={throughput!r}: need {{groups >= 1: seconds > 0}}")
     sizes = sorted(throughput)
     if not sizes or sizes[0] < 1 or not all(throughput[p] > 0 for p in sizes):
         raise ValueError(f"throughput={dict(throughput)!r}: need {{groups >= 1: seconds > 0}}")

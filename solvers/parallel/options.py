@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..registry import check_choice
+from ..registry import check_choice, check_kind
 from .system import UPDATES
 
 ACCELERATIONS = (None, "secant")
@@ -21,6 +21,8 @@ def check_options(
     whole = isinstance(window, int) and not isinstance(window, bool)
     if window is not None and not (whole and window >= 1):
         raise ValueError(f"window={window!r}: need None or a whole number of at least 1")
+    check_kind("tolerance", tolerance, 0.0)
+    check_kind("data_scale", data_scale, 1.0)
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance!r}: need a number of at least 0")
     check_choice("update", update, UPDATES)

@@ -75,7 +75,8 @@ def sample_parallel(
     callback : called with a `Sweep` after every sweep.
     progress : show a progress bar over the evaluated rows of the plan.
 
-    Returns (sample, `ParallelStats`), the sample with the shape, dtype and device of x_T. Raises
+    Returns (sample, `ParallelStats`), the sample with the shape, dtype and device of x_T. No graph
+    is kept, whatever requires grad: gradients are had from ``sample``, at the same result. Raises
     ValueError for bad input before the network is called, and for outputs that are not finite.
     """
     check_start(x_T, denoise)
@@ -85,6 +86,11 @@ def sample_parallel(
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
     system(plan, prediction)  # raises where the prediction gives no target
     check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
+    if len(x_T) == 0:
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}: need at least one sample")
+    for name, function in (("init", init), ("evaluate", evaluate), ("callback", callback)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name}={function!r}: need a function, or None")
     evaluate = evaluate or evaluator(denoise, max_groups=max_groups)
     if devices is not None:
         options: dict[str, Any] = {"update": update, "acceleration": acceleration}
