@@ -44,6 +44,7 @@ from logsnr.solvers.estimation.probes import (
     velocity,
 )
 from logsnr.solvers.estimation.statistics import estimate, merge, moments, with_slopes
+from logsnr.solvers.estimation.ways import RIPPLE_STEP
 from logsnr.solvers.grids import node_at
 
 RANGES = {"vp_linear": (1.0, 1e-3), "vp_discrete": (1.0, 1e-3), "edm": (80.0, 0.01)}
@@ -546,6 +547,11 @@ def test_conditions_of_their_own_follow_the_samples():
         ({"jacobian": "exact"}, "jacobian='exact'"),
         ({"derivative": "exact"}, "derivative='exact'"),
         ({"stop": 0.0}, "stop=0.0"),
+        ({"stop": "soon"}, "stop='soon'"),
+        ({"shape": 3}, "shape=3"),
+        ({"dtype": "float32"}, "dtype='float32'"),
+        ({"t_start": "1"}, "t_start='1'"),
+        ({"data": None, "shape": (2, 3, 3), "plan": "unipc"}, "plan='unipc'"),
         ({"lam_step": -1.0}, "lam_step=-1.0"),
         ({"dtype": torch.int64}, "dtype=torch.int64"),
         ({"t_end": 0.0}, "t_end=0.0 have lambda"),
@@ -571,3 +577,25 @@ def test_singular_ends_and_bad_outputs_are_named():
         estimate_ems(bad, DATA, **SMALL)
     with pytest.raises(ValueError, match="int64"):
         event_of(torch.arange(3))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_values_say_nothing_of_a_slope(count):
+    # The line through two points: its slope is any number, and e^S overflows in the solver.
+    data, ends = MIXTURE.draw(count, torch.Generator().manual_seed(0)), (1.0, 1e-3)
+    few = estimate_ems(exact_denoiser(MIXTURE, SCHEDULE), data, *ends, nodes=8, samples=count)
+    assert (few.s == 0).all() and few.b.abs().max() < 10
+    more = estimate_ems(exact_denoiser(MIXTURE, SCHEDULE), data, *ends, nodes=8, samples=3)
+    assert (more.s != 0).all()
+
+
+@pytest.mark.parametrize(("scale", "step"), [(1000, RIPPLE_STEP), (1, 2**-52)])
+def test_a_flow_network_that_is_told_training_steps_gets_the_wide_difference(scale, step):
+    def network(x, t):
+        assert (t <= scale).all() and t.max() > 0.01 * scale
+        return 0.5 * x
+
+    denoise = Denoiser(network, FlowMatching(), "flow_prediction", network_time=lambda t: scale * t)
+    ems = estimate_ems(denoise, DATA, 0.98, 0.02, nodes=4, samples=4)
+    assert ems.about["steps"][1] == pytest.approx(step if scale > 1 else step ** (1 / 3))
+    assert ems.about["derivative"] == ("difference" if scale > 1 else "jvp")

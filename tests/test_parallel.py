@@ -367,13 +367,22 @@ def test_memory_grows_with_the_window_not_with_the_plan(solver, rows_a_point):
         ({"window": 2.5}, "window=2.5"),
         ({"tolerance": -0.1}, "tolerance=-0.1"),
         ({"tolerance": float("nan")}, "tolerance=nan"),
+        ({"tolerance": "0.1"}, "tolerance='0.1'"),
+        ({"tolerance": None}, "tolerance=None"),
         ({"update": "picard"}, "semilinear.*literal"),
         ({"acceleration": "newton"}, "secant"),
         ({"data_scale": -1.0}, "data_scale=-1.0"),
+        ({"data_scale": None}, "data_scale=None"),
         ({"max_groups": 0}, "max_groups=0"),
+        ({"max_groups": 2.5}, "max_groups=2.5"),
+        ({"devices": 1, "throughput": 3}, "throughput=3"),
+        ({"init": 3}, "init=3"),
+        ({"evaluate": 3}, "evaluate=3"),
+        ({"callback": 3}, "callback=3"),
         ({"noise": "white"}, "noise='white'"),
         ({"plan": "ddim"}, "need a Plan"),
         ({"x_T": torch.full((2, 4), torch.nan)}, "not finite"),
+        ({"x_T": torch.zeros(0, 4)}, "at least one sample"),
     ],
 )
 def test_errors_name_the_argument_before_the_network_is_called(options, message):
@@ -384,3 +393,10 @@ def test_errors_name_the_argument_before_the_network_is_called(options, message)
     arguments = {"denoise": unreachable, "x_T": normal(2, 4), "plan": plan, **options}
     with pytest.raises(ValueError, match=message):
         sample_parallel(**arguments)
+
+
+def test_a_function_that_returns_no_data_prediction_is_named():
+    plan = make_plan("ddim", SCHEDULE, nfe=4)
+    for wrong, message in ((None, "NoneType"), (torch.zeros(2, 3), r"\(2, 3\)")):
+        with pytest.raises(ValueError, match=f"denoise returned {message}"):
+            sample_parallel(lambda x, t, wrong=wrong: wrong, normal(2, 4), plan)

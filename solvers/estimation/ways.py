@@ -125,8 +125,8 @@ def choose_ways(
 
     "auto" is "jvp" where forward mode runs and agrees with differences to 2 % (30 % in half
     precision, where differences are that noisy). The derivative along the ODE stays with
-    differences for networks that ripple, and behind a threshold, whose dependence on time forward mode
-    does not see.
+    differences for networks that ripple, and behind a threshold, whose dependence on time forward
+    mode does not see.
     """
     chosen = {"jacobian": wanted.jacobian, "derivative": wanted.derivative}
     note: dict[str, Any] = {}
