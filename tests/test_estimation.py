@@ -599,3 +599,23 @@ def test_a_flow_network_that_is_told_training_steps_gets_the_wide_difference(sca
     ems = estimate_ems(denoise, DATA, 0.98, 0.02, nodes=4, samples=4)
     assert ems.about["steps"][1] == pytest.approx(step if scale > 1 else step ** (1 / 3))
     assert ems.about["derivative"] == ("difference" if scale > 1 else "jvp")
+
+
+def test_a_network_that_drops_at_random_is_refused():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.1)).double()
+
+    class Timed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network
+
+        def forward(self, x, t):
+            return self.body(x)
+
+    data = normal(8, 4)
+    kept = {"nodes": 4, "samples": 4, "t_start": 1.0, "t_end": 1e-3}
+    with pytest.raises(ValueError, match=r"body\.1 drops a share of 0.1 .* Call .eval\(\)"):
+        estimate_ems(Denoiser(Timed(), SCHEDULES["vp_linear"]), data, **kept)
+    assert (
+        estimate_ems(Denoiser(Timed().eval(), SCHEDULES["vp_linear"]), data, **kept).intervals == 4
+    )

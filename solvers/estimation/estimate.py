@@ -27,6 +27,8 @@ from .records import read_settings
 from .shared import World
 from .ways import WAYS, Ways, choose_ways, default_steps, differences, measure, ripples
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
 
 def estimate_ems(
     denoise: Denoiser,
@@ -104,6 +106,7 @@ def estimate_ems(
         raise ValueError(f"denoise={denoise!r}: need a Denoiser, for its schedule and prediction")
     check_choice("jacobian", jacobian, WAYS)
     check_choice("derivative", derivative, WAYS)
+    _check_no_dropout(denoise)
     parameter = _parameter(denoise)
     if dtype is None and parameter is not None:
         dtype = parameter.dtype if denoise.dtype is None else torch.float32
@@ -231,6 +234,17 @@ def estimation(
                 request = inner.send(answer)
             except StopIteration as result:
                 return result.value
+
+
+def _check_no_dropout(denoise: Denoiser) -> None:
+    if not isinstance(denoise.network, nn.Module):
+        return
+    for name, module in denoise.network.named_modules():
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
+            raise ValueError(
+                f"network is in training mode: its {name or 'module'} drops a share of "
+                f"{module.p:g} at random, so its outputs are not a function of (x, t). Call .eval()"
+            )
 
 
 def _parameter(denoise: Denoiser) -> Tensor | None:
