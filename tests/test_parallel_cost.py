@@ -160,7 +160,7 @@ def test_the_report_has_the_prediction_beside_the_run() -> None:
     predicted = Cost(5, 30, 10.0, 4.0, 2.5, 3.0)
     counts = report(predicted, STATS)
     assert counts.splitlines()[1].split() == ["sweeps", "5", "2-8", "3"]
-    assert counts.splitlines()[2].split() == ["evaluations", "30", "15-45", "21"]
+    assert counts.splitlines()[2].split() == ["evaluations", "30", "12-45", "21"]
     timed = report(predicted, STATS, seconds=5.0).splitlines()
     assert timed[3].split() == ["seconds", "4", "5"]
     assert timed[4].split() == ["speed-up", "2.50", "<=", "3.00", "2.00"]
