@@ -414,6 +414,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         takes_them = "ems" in find_solver(solver_name(self.config)).defaults
         return ems_of(self.config) if takes_them else None
 
+    def _is_view(self, timestep: Any) -> bool:
+        if not isinstance(timestep, Tensor):
+            return False
+        ours = self.timesteps
+        return timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
+
     def _position(self, timestep: Any) -> int:
         """Where ``timestep`` is in ``timesteps``.
 
@@ -421,8 +427,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """
         ours = self.timesteps
         if isinstance(timestep, Tensor):
-            same = timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
-            if same and timestep.dtype == ours.dtype:
+            if self._is_view(timestep) and timestep.dtype == ours.dtype:
                 return int(timestep.storage_offset() - ours.storage_offset())
             timestep = timestep.reshape(-1)[0].item()
         # The nearest, because pipelines may have rounded the copy to the network's precision.

@@ -19,6 +19,7 @@ from .executors import FusedRows, TensorRows
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
 from .prediction import check_prediction, to_data, to_target
+from .progress import progress_bar
 
 
 @dataclass(slots=True)
@@ -88,14 +89,14 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
             continue
         if k > begin:
             handed = precise if as_given else precise.to(dtype)
-        version = _version(handed)
+        handed_version = version(handed)
         evaluation = Evaluation(handed, row.node, k)
         output = yield evaluation
         if output.shape != handed.shape:
             raise ValueError(
                 f"output has shape {tuple(output.shape)}: need that of x, {tuple(handed.shape)}"
             )
-        if evaluation.x is not handed or _version(handed) != version:
+        if evaluation.x is not handed or version(handed) != handed_version:
             edited = evaluation.x.to(precise.dtype)
             if not as_given:  # what was not changed keeps its precision
                 edited = edited + (precise - precise.to(dtype))
@@ -104,8 +105,8 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
     return precise.to(dtype)
 
 
-def _version(x: Tensor) -> int:
-    # Tensors of torch.inference_mode keep no count of their in-place changes.
+def version(x: Tensor) -> int:
+    """A count of the in-place changes of x (none is kept under torch.inference_mode)."""
     return 0 if x.is_inference() else x._version
 
 
@@ -164,9 +165,10 @@ def sample(
             x, node = evaluation.x, evaluation.node
             out, state = to_data(prediction, node)
             callback(Step(count, node, x, out * output + state * x, plan))
-        advance()
+        show(count)
 
-    with torch.set_grad_enabled(differentiable), _bar(plan.nfe, progress) as advance:
+    bar = progress_bar(plan.nfe, progress, unit="evaluation")
+    with torch.set_grad_enabled(differentiable), bar as show:
         return drive(process, denoise, watch)
 
 
@@ -218,21 +220,3 @@ def _raise_not_finite(pending: list[tuple[float, Tensor]]) -> None:
     for t, finite in pending:
         if not finite:
             raise ValueError(f"network returned values that are not finite at t={t:.6g}")
-
-
-class _bar:
-    """A tqdm bar over the evaluations, or nothing."""
-
-    def __init__(self, total: int, show: bool):
-        self.bar = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, unit="evaluation")
-
-    def __enter__(self) -> Callable[[], Any]:
-        return self.bar.update if self.bar is not None else lambda: None
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from logsnr.solvers import Node
 from logsnr.solvers.batches import Batch
+from logsnr.solvers.run import version
 
 from .algorithm import Algorithm, Loop
 from .drivers import (
@@ -32,7 +33,6 @@ from .drivers import (
     refuse_edit,
     same_node,
     sample_of,
-    version,
 )
 
 COPIES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logsnr.solvers import Node
 from logsnr.solvers.batches import Batch
-from logsnr.solvers.run import Evaluation
+from logsnr.solvers.run import Evaluation, version
 
 from .algorithm import Algorithm, Loop
 
@@ -135,11 +135,6 @@ def sample_of(result: Any, x: Tensor) -> Tensor:
     """The state to decode: the result if it is one like x, its first entry, or x itself."""
     first = result[0] if isinstance(result, tuple) and result else result
     return first if isinstance(first, Tensor) and first.shape == x.shape else x
-
-
-def version(x: Tensor) -> int:
-    """A count of the in-place changes of x (none is kept under torch.inference_mode)."""
-    return 0 if x.is_inference() else x._version
 
 
 def refuse_edit(handed: Tensor, sample: Tensor, handed_version: int) -> None:

@@ -253,9 +253,3 @@ class LoopScheduler(PlanScheduler):
             f"{type(self.pipe).__name__} {found}: it reads its times up front, so that an "
             "algorithm that chooses its own cannot drive it. PlanScheduler can"
         )
-
-    def _is_view(self, timestep: Any) -> bool:
-        if not isinstance(timestep, Tensor):
-            return False
-        ours = self.timesteps
-        return timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()

@@ -17,6 +17,7 @@ from ..batches import Batch, evaluator
 from ..denoiser import Denoiser
 from ..ems import EMS
 from ..plan import Plan
+from ..progress import progress_bar
 from ..registry import check_choice
 from ..schedules import NoiseSchedule
 from .arguments import prepare, trials
@@ -157,7 +158,9 @@ def estimate_ems(
         if denoise.guidance is not None:
             settings["guidance"] = denoise.guidance.scale
         setup = replace(setup, settings=settings)
-        with _bar(samples * len(setup.nodes), progress) as watch:
+        with progress_bar(
+            samples * len(setup.nodes), progress and World().rank == 0, unit="probe"
+        ) as watch:
             durable = checkpoint is not None
             estimation = process(setup, source, folder, durable=durable, watch=watch)
             return _drive(estimation, lambda request: answer(request, ways))
@@ -219,7 +222,9 @@ def estimation(
     setup = replace(setup, settings={**setup.settings, **ways.settings(), **(about or {})})
     with (
         _folder(checkpoint) as folder,
-        _bar(samples * len(setup.nodes), progress) as watch,
+        progress_bar(
+            samples * len(setup.nodes), progress and World().rank == 0, unit="probe"
+        ) as watch,
     ):
         durable = checkpoint is not None
         inner = process(setup, source, folder, durable=durable, watch=watch)
@@ -283,22 +288,6 @@ def _folder(checkpoint: str | Folder | None) -> Iterator[Folder]:
         return
     with tempfile.TemporaryDirectory(prefix="logsnr-ems-") as folder:
         yield Folder(folder)
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function that moves a bar to a number of samples times nodes."""
-    if not show:
-        yield lambda done: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="probe", disable=World().rank > 0) as bar:
-
-        def watch(done: int) -> None:
-            bar.update(done - bar.n)
-
-        yield watch
 
 
 def _drive(process: Generator[Any, Any, EMS], answer: Callable[[Any], Any]) -> EMS:

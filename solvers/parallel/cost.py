@@ -114,7 +114,7 @@ def predict(
         window=window,
         tolerance=tolerance,
         update=update,
-        acceleration=acceleration if update == "semilinear" else None,
+        acceleration=acceleration,
         data_scale=data_scale,
         published=published,
     )

@@ -12,6 +12,7 @@ from ..batches import Evaluate, drive_batches, evaluator
 from ..denoiser import Denoiser, check_start
 from ..noise import check_noise, noise_source
 from ..plan import Plan
+from ..progress import progress_bar
 from .cost import predict, warn_if_slower
 from .options import check_options
 from .picard import Init, ParallelStats, Sweep, picard
@@ -98,16 +99,11 @@ def sample_parallel(
         warn_if_slower(
             predict(plan, window, tolerance, devices=devices, throughput=throughput, **options)
         )
-    bar = _bar(plan.nfe) if progress else None
-    done = 0
 
     def watch(sweep: Sweep) -> None:
-        nonlocal done
         if callback is not None:
             callback(sweep)
-        if bar is not None:
-            bar.update(sweep.accepted - done)
-            done = sweep.accepted
+        show(sweep.accepted)
 
     process = picard(
         plan,
@@ -117,21 +113,11 @@ def sample_parallel(
         window=window,
         tolerance=tolerance,
         update=update,
-        acceleration=acceleration if update == "semilinear" else None,
+        acceleration=acceleration,
         data_scale=data_scale,
         published=published,
         init=init,
         watch=watch,
     )
-    try:
-        with torch.no_grad():
-            return drive_batches(process, evaluate)
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def _bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit="row")
+    with torch.no_grad(), progress_bar(plan.nfe, progress, unit="row") as show:
+        return drive_batches(process, evaluate)

@@ -1,0 +1,22 @@
+"""The progress bar of long runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(total: int, show: bool, *, unit: str) -> Iterator[Callable[[int], None]]:
+    """A function that moves a bar of ``total`` to a number of units done; nothing if not shown."""
+    if not show:
+        yield lambda done: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit=unit) as bar:
+
+        def move(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield move
