@@ -52,7 +52,6 @@ class SigmaModel(NoiseSchedule):
     sigma_data: float = 1.0
     clock: str = "log"
     t_max: float = math.inf
-    default_spacing: str = "karras"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:

@@ -359,8 +359,10 @@ def global_errors(
     build = _prepared(solver, grid, options)
     start, end = (SCHEDULE.time(lam) for lam in LAM_RANGE)
     # The karras spacing with rho = 1 is uniform in sigma / alpha.
-    spacing = "karras" if grid == "ratio" else "logsnr"
-    whole = Grid(SCHEDULE, start, end, spacing, rho=1.0)
+    rule: dict[str, Any] = {"spacing": "logsnr"}
+    if grid == "ratio":
+        rule = {"spacing": "karras", "rho": 1.0}
+    whole = Grid(SCHEDULE, start, end, **rule)
     plans = [_checked(build(whole, count)) for count in step_counts]
     steady = [_steady(plan) for plan in plans]
     sizes = tuple((LAM_RANGE[1] - LAM_RANGE[0]) / len(steps) for steps in steady)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .plan import Node
 from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding
-from .spacings import SPACINGS, WHOLE_STEPS
+from .spacings import SCALE, SPACINGS, WHOLE_STEPS, Parameters
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Grid:
     ----------
     spacing : a key of ``SPACINGS``; ignored if ``explicit`` is given.
     rho : exponent of the karras spacing.
+    location, scale : centre and width of the logistic spacing, in lambda.
     shift : resolution shift of flow matching; 1 leaves the grid as it is.
     snap : move the evaluations of a spaced grid to whole training steps (DiscreteVP only), for
         networks that take integer timesteps; where two fall on one step they spread to the next.
@@ -38,8 +39,10 @@ class Grid:
     schedule: NoiseSchedule
     t_start: float
     t_end: float
-    spacing: str = "logsnr"
+    spacing: str = "auto"
     rho: float = 7.0
+    location: float | None = None
+    scale: float = SCALE
     shift: float = 1.0
     snap: bool = False
     explicit: tuple[Node, ...] | None = None
@@ -52,8 +55,7 @@ class Grid:
         if self.spacing not in SPACINGS:
             raise ValueError(f"spacing={self.spacing!r}: choose one of {', '.join(SPACINGS)}")
         check_range(self.schedule, self.t_start, self.t_end)
-        if not 0 < self.rho < math.inf:
-            raise ValueError(f"rho={self.rho!r}: need a positive number")
+        self.parameters.check_used_by(self.spacing)
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift={self.shift!r}: need a positive number")
         if self.shift != 1 and not isinstance(self.schedule, FlowMatching):
@@ -67,6 +69,11 @@ class Grid:
             )
 
     @property
+    def parameters(self) -> Parameters:
+        """The numbers of the spacing."""
+        return Parameters(self.rho, self.location, self.scale)
+
+    @property
     def intervals(self) -> int | None:
         """The number of intervals of an explicit grid, None for a spacing."""
         return None if self.explicit is None else len(self.explicit) - 1
@@ -77,7 +84,7 @@ class Grid:
             if n != self.intervals:
                 raise ValueError(f"times has {len(self.explicit)} entries: need {n + 1}")
             return list(self.explicit)
-        times = SPACINGS[self.spacing](self.schedule, self.t_start, self.t_end, n, self.rho)
+        times = SPACINGS[self.spacing](self.schedule, self.t_start, self.t_end, n, self.parameters)
         if self.spacing not in WHOLE_STEPS:
             # The ends as they were given, not as a round trip through lambda returns them.
             times[0], times[-1] = self.t_start, self.t_end
@@ -100,7 +107,7 @@ class Grid:
         spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]
         undo = self.shift if spaced else 1.0
         first, last = (t / (undo - (undo - 1) * t) for t in (start.t, end.t))
-        times = spacing(self.schedule, first, last, n, self.rho)
+        times = spacing(self.schedule, first, last, n, self.parameters)
         times = undo * times / (1 + (undo - 1) * times)
         if isinstance(self.schedule, DiscreteVP) and self.snap:
             times = snapped(self.schedule, times)
@@ -126,8 +133,8 @@ def snapped(schedule: DiscreteVP, times: Tensor) -> Tensor:
 
 
 def check_range(schedule: NoiseSchedule, t_start: float, t_end: float) -> None:
-    """ValueError unless 0 <= t_end < t_start <= schedule.t_max."""
-    if not 0 <= t_end < t_start <= schedule.t_max:
+    """ValueError unless 0 <= t_end < t_start <= schedule.t_max, both finite."""
+    if not 0 <= t_end < t_start <= schedule.t_max or t_start == math.inf:
         raise ValueError(
             f"t_start={t_start!r}, t_end={t_end!r}: need 0 <= t_end < t_start <= {schedule.t_max:g}"
         )

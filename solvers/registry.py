@@ -13,6 +13,7 @@ from torch import Tensor
 from .grids import Grid, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
+from .spacings import SCALE
 
 Build = Callable[..., Plan]
 Metadata = Callable[[Mapping[str, Any]], int]
@@ -79,6 +80,8 @@ def make_plan(
     t_start: float | None = None,
     t_end: float | None = None,
     rho: float = 7.0,
+    location: float | None = None,
+    scale: float = SCALE,
     shift: float = 1.0,
     snap: bool = False,
     denoise_to_zero: bool = False,
@@ -92,7 +95,8 @@ def make_plan(
     nfe : number of network evaluations. Not needed with an explicit grid.
     times, sigmas, lams : an explicit grid, from noise to data: times of the schedule, its own
         sigma_t, or lambda; used exactly as given. At most one.
-    spacing, t_start, t_end, rho, shift, snap : see `Grid`; the defaults are the schedule's.
+    spacing, rho, location, scale, shift, snap : see `Grid`; the default is "auto".
+    t_start, t_end : the ends; the defaults are the schedule's.
     denoise_to_zero : end with the data prediction at t_end, one evaluation beyond ``nfe``.
     options : the solver's own, see its docstring.
 
@@ -119,6 +123,7 @@ def make_plan(
         (name, values), *_ = explicit.items()
         ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end, "snap": snap or None}
         ruled |= {"shift": None if shift == 1 else shift, "rho": None if rho == 7 else rho}
+        ruled |= {"location": location, "scale": None if scale == SCALE else scale}
         for key, value in ruled.items():
             if value is not None:
                 raise ValueError(f"{key}={value!r} was given beside {name}, which is the grid")
@@ -134,8 +139,10 @@ def make_plan(
             schedule,
             t_start=float(schedule.t_start if t_start is None else t_start),
             t_end=float(schedule.t_end if t_end is None else t_end),
-            spacing=spacing or schedule.default_spacing,
+            spacing=spacing or "auto",
             rho=rho,
+            location=location,
+            scale=scale,
             shift=shift,
             snap=snap,
         )

@@ -34,13 +34,11 @@ class NoiseSchedule(ABC):
     ----------
     t_start, t_end : default ends of sampling, from noise to data.
     t_max : the largest time that may be asked for.
-    default_spacing : the spacing ``make_plan`` uses when none is given.
     """
 
     t_start: float = 1.0
     t_end: float = 1e-3
     t_max: float = 1.0
-    default_spacing: str = "logsnr"
 
     @abstractmethod
     def _log_alpha(self, t: Tensor) -> Tensor: ...
@@ -284,7 +282,6 @@ class VarianceExploding(NoiseSchedule):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_max: float = field(default=math.inf, init=False, repr=False)
-    default_spacing: str = field(default="karras", init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
@@ -321,7 +318,6 @@ class FlowMatching(NoiseSchedule):
     """
 
     t_end: float = field(default=0.0, init=False, repr=False)
-    default_spacing: str = field(default="time", init=False, repr=False)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return torch.log1p(-t)

@@ -13,6 +13,11 @@ put the n evaluations on whole steps and then end at t_end,
 
     leading, trailing, linspace
 
+the logistic grid puts them at equal shares of a distribution over lambda (see `logistic`),
+
+    logistic      with ``location`` and ``scale``
+    auto          the same, where nothing is said: the default of ``make_plan``
+
 and the others are quantiles or tables of sigma / alpha:
 
     beta          quantiles of Beta(0.6, 0.6) between the ends (Lee et al. 2024)
@@ -26,28 +31,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .logistic import SCALE, default_location, logistic_lams
 from .schedules import DiscreteVP, NoiseSchedule
 
-Spacing = Callable[[NoiseSchedule, float, float, int, float], Tensor]
-"""(schedule, t_start, t_end, n, rho) -> n + 1 falling times."""
+
+@dataclass(frozen=True)
+class Parameters:
+    """The numbers that some spacings have.
+
+    Parameters
+    ----------
+    rho : exponent of "karras".
+    location, scale : of "logistic" and "auto", in lambda; None is what is best known for the
+        schedule, see `default_location`.
+
+    Raises ValueError for a value that is out of range.
+    """
+
+    rho: float = 7.0
+    location: float | None = None
+    scale: float = SCALE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho={self.rho!r}: need a positive number")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale={self.scale!r}: need a positive number")
+        if self.location is not None and not math.isfinite(self.location):
+            raise ValueError(f"location={self.location!r}: need a finite lambda, or None")
+
+    def check_used_by(self, spacing: str) -> None:
+        """ValueError for a number that was set beside a spacing without it."""
+        for names, owners in OWNERS.items():
+            for name in names:
+                value = getattr(self, name)
+                if spacing not in owners and value != getattr(Parameters, name):
+                    raise ValueError(
+                        f"{name}={value!r} belongs to spacing {' and '.join(owners)}, not to "
+                        f"{spacing!r}"
+                    )
+
+
+OWNERS = {("rho",): ("karras",), ("location", "scale"): ("logistic", "auto")}
+
+Spacing = Callable[[NoiseSchedule, float, float, int, Parameters], Tensor]
+"""(schedule, t_start, t_end, n, parameters) -> n + 1 falling times."""
 
 _TRAINING_STEPS = 1000
 
 
-def _time(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+def _time(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     return _line(start, end, n)
 
 
-def _quadratic(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+def _quadratic(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     return _line(math.sqrt(start), math.sqrt(end), n) ** 2
 
 
-def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     first, last = _finite_lams("logsnr", schedule, start, end)
     return schedule.time(_line(first, last, n))
 
@@ -65,22 +112,31 @@ def _finite_lams(
     return lams
 
 
-def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     if schedule.lam(start) == -math.inf:
         raise ValueError(
             f"spacing='karras' needs a finite sigma/alpha, but alpha = 0 at t_start={start!r}"
         )
-    first, last = (math.exp(-schedule.lam(t) / rho) for t in (start, end))
-    return schedule.time(-rho * torch.log(_line(first, last, n)))
+    first, last = (math.exp(-schedule.lam(t) / p.rho) for t in (start, end))
+    return schedule.time(-p.rho * torch.log(_line(first, last, n)))
 
 
-def _beta(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+def _beta(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     from scipy.stats import beta
 
     _finite_lams("beta", schedule, start, end)
     first, last = (math.exp(-schedule.lam(t)) for t in (start, end))
     shares = beta.ppf(np.linspace(1, 0, n + 1), 0.6, 0.6)
     return schedule.time(-torch.log(last + (first - last) * torch.as_tensor(shares)))
+
+
+def _logistic(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
+    location = default_location(schedule) if p.location is None else p.location
+    highest = schedule.lam(1 / schedule.steps) if isinstance(schedule, DiscreteVP) else math.inf
+    ends = schedule.lam(start), schedule.lam(end)
+    times = schedule.time(logistic_lams(*ends, n, location, p.scale, highest))
+    times[0], times[-1] = start, end  # also where lambda is infinite
+    return times
 
 
 # Sabour et al. 2024, "Align Your Steps", the tables of the authors' release: sigma / alpha.
@@ -94,7 +150,7 @@ _AYS = {
 def _align_your_steps(name: str) -> Spacing:
     table = -np.log(_AYS[name])
 
-    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
         first, last = _finite_lams(name, schedule, start, end)
         knots = np.linspace(0, 1, len(table))
         lams = np.interp(np.linspace(0, 1, n + 1), knots, table)
@@ -105,7 +161,7 @@ def _align_your_steps(name: str) -> Spacing:
 
 
 def _on_training_steps(name: str) -> Spacing:
-    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, rho: float) -> Tensor:
+    def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
         steps = schedule.steps if isinstance(schedule, DiscreteVP) else _TRAINING_STEPS
         if n > steps:
             raise ValueError(f"nfe={n}: spacing={name!r} has only {steps} training steps")
@@ -152,6 +208,8 @@ def training_steps(
 WHOLE_STEPS = ("leading", "trailing", "linspace")
 
 SPACINGS: dict[str, Spacing] = {
+    "auto": _logistic,
+    "logistic": _logistic,
     "time": _time,
     "quadratic": _quadratic,
     "logsnr": _logsnr,

@@ -210,6 +210,7 @@ def test_both_treatments_converge_and_splines_have_no_floor(options):
             "dpm-solver-v3",
             SCHEDULE,
             nfe=120,
+            spacing="logsnr",
             t_start=1.0,
             t_end=1e-3,
             ems=ems,

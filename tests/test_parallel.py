@@ -137,12 +137,14 @@ def test_the_compared_variance_is_that_of_ancestral_steps():
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++"])
-@pytest.mark.parametrize("where", ["vp_linear", "edm", "flow"])
-def test_fewer_evaluations_and_sweeps_than_published_within_the_tolerance(solver, where):
+@pytest.mark.parametrize(
+    ("where", "spacing"), [("vp_linear", "logsnr"), ("edm", "karras"), ("flow", "time")]
+)
+def test_fewer_evaluations_and_sweeps_than_published_within_the_tolerance(solver, where, spacing):
     range_ = RANGES[where]
     denoise = exact_denoiser(MIXTURE, range_.schedule, "flow_prediction")
     x = start_states(range_.schedule, range_.t_start, batch=4)
-    plan = make_plan(solver, range_.schedule, nfe=40, **range_.ends)
+    plan = make_plan(solver, range_.schedule, nfe=40, spacing=spacing, **range_.ends)
     exact = sample(denoise, x, plan)
     for tolerance in (0.1, 1e-2, 1e-3):
         _, published = sample_parallel(

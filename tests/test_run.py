@@ -38,7 +38,7 @@ DENOISE = exact_denoiser(MIXTURE, SCHEDULE)
 
 
 def plan_of(name: str, options: dict | None = None, nfe: int = NFE):
-    return make_plan(name, SCHEDULE, nfe=nfe, **(options or {}))
+    return make_plan(name, SCHEDULE, nfe=nfe, spacing="logsnr", **(options or {}))
 
 
 def by_hand(plan, denoise, x, noise=None):
