@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from logsnr.solvers import SPACINGS, NoiseSchedule
-from logsnr.solvers.spacings import WHOLE_STEPS
+from logsnr.solvers.spacings import WHOLE_STEPS, Parameters
 
 RHO = 7.0
 FLAGS = {
@@ -65,7 +65,7 @@ def named_times(
     if intervals == 0:
         return [start]
     try:
-        times = SPACINGS[name](schedule, start, end, intervals, RHO)
+        times = SPACINGS[name](schedule, start, end, intervals, Parameters())
     except ValueError as error:
         raise ValueError(f"timestep_{error}") from error
     times[0], times[-1] = start, end
