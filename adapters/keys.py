@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from logsnr.solvers.names import nearest
+from logsnr.solvers.registry import find_solver
 from logsnr.solvers.spacings import WHOLE_STEPS
 
 from .spacing import FLAGS
@@ -50,8 +52,16 @@ def check_known(
         if key not in known and not key.startswith("_"):
             raise ValueError(
                 f"{key}={value!r} is not a key of PlanScheduler or of a diffusers scheduler; its "
-                f"own keys are {', '.join(sorted(own))}"
+                f"own keys are {', '.join(sorted(own))}{_advice(key, value, given, known)}"
             )
+
+
+def _advice(key: str, value: Any, given: Mapping[str, Any], known: Iterable[str]) -> str:
+    solver = given.get("solver")
+    if isinstance(solver, str) and key in find_solver(solver).defaults:
+        return f"; an option of the solver is given as solver={ {'name': solver, key: value} }"
+    near = nearest(key, known)
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def in_force(config: Mapping[str, Any]) -> dict[str, Any]:

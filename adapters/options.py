@@ -7,6 +7,7 @@ a mapping {"name": ..., option: value} for options that have no diffusers key.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import PREDICTIONS, DynamicThreshold
-from logsnr.solvers.registry import find_solver
+from logsnr.solvers.names import in_words
+from logsnr.solvers.registry import chosen_solver, find_solver
 
 from .ems_file import ems_of
 from .noise_schedules import is_flow
@@ -31,13 +33,25 @@ SHORT_RUN = 15
 
 
 def solver_name(config: Mapping[str, Any]) -> str:
-    """The registered name that the config's ``solver`` gives; ValueError for another."""
+    """The registered name that the config's ``solver`` means; ValueError for another."""
+    return find_solver(_typed(config)[0]).name
+
+
+def _typed(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The name in ``solver`` as the user wrote it, and the options that stand beside it."""
     solver = config["solver"]
-    if isinstance(solver, Mapping):
-        if "name" not in solver:
-            raise ValueError(f"solver={dict(solver)}: the mapping needs a 'name'")
-        solver = solver["name"]
-    return find_solver(solver).name
+    if not isinstance(solver, Mapping):
+        return solver, {}
+    if "name" not in solver:
+        raise ValueError(f"solver={dict(solver)}: the mapping needs a 'name'")
+    return solver["name"], {key: value for key, value in solver.items() if key != "name"}
+
+
+def in_config_words(config: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Errors about an option of the solver name the key of the config that it came from."""
+    typed, own = _typed(config)
+    given = chosen_solver(typed, own)[1]
+    return in_words({} if "order" in given else {"order": "solver_order"})
 
 
 def solver_options(config: Mapping[str, Any], n: int, remaining: int, eta: float) -> dict[str, Any]:
@@ -67,17 +81,10 @@ def solver_options(config: Mapping[str, Any], n: int, remaining: int, eta: float
     options.update(_solver_type(config.get("solver_type"), name, has))
     if "eta" in has and eta != 0:
         options["eta"] = float(eta)
-    if isinstance(config["solver"], Mapping):
-        own = {key: value for key, value in config["solver"].items() if key != "name"}
-        for key, value in own.items():
-            if key == "ems":
-                raise ValueError(f"ems={value!r} in solver: give it beside solver, to be saved")
-            if key not in has:
-                raise ValueError(
-                    f"{key}={value!r} in solver is not an option of {name!r}: it has "
-                    f"{', '.join(sorted(has)) or 'none'}"
-                )
-        options.update(own)
+    typed, own = _typed(config)
+    if "ems" in own:
+        raise ValueError(f"ems={own['ems']!r} in solver: give it beside solver, to be saved")
+    options.update(chosen_solver(typed, own)[1])
     if isinstance(options.get("order"), int):
         options["order"] = min(options["order"], remaining)
     return options

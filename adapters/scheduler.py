@@ -30,9 +30,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from logsnr.solvers import EMS, DiscreteVP, FlowMatching, Node, NoiseSchedule, Plan
+from logsnr.solvers.names import also_named
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
 
+from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .drive import Drive
 from .ems_file import carried, check_fits, check_shape, ems_of, read_beside, write_beside
 from .keys import check_known, defaults, in_force, said_only, unsaid
@@ -90,6 +92,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     _step_index: int | None = None
     _begin_index: int | None = None
 
+    @also_named(OTHER_NAMES)
     @register_to_config
     def __init__(
         self,
@@ -144,7 +147,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         ems: EMS | str | Path | None = None,
         stock_class: str | None = None,
     ):
-        solver_name(self.config)
+        said = set(self.config) - set(self.config.get("_use_default_values", ()))
+        check_implied(self.config, said)
+        self.register_to_config(**checked(self.config))
         if ems is not None:
             self.register_to_config(ems=carried(ems))
         # What training scripts read; pipelines replace it by set_timesteps.
@@ -152,6 +157,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
 
     @classmethod
+    @also_named(OTHER_NAMES)
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
@@ -172,7 +178,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                     kwargs.setdefault("stock_class", origin)
             if not return_unused_kwargs:
                 check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
-            config = in_force(config)
+            config = without_implied(in_force(config), kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from logsnr.solvers import SPACINGS, NoiseSchedule
+from logsnr.solvers.names import unknown
 from logsnr.solvers.spacings import WHOLE_STEPS, Parameters
 
 RHO = 7.0
@@ -44,7 +45,7 @@ def named_spacing(config: Mapping[str, Any]) -> str | None:
     if name is None or name in WHOLE_STEPS:
         return None
     if name not in SPACINGS:
-        raise ValueError(f"timestep_spacing={name!r}: choose one of {', '.join(SPACINGS)}")
+        raise unknown("timestep_spacing", name, SPACINGS)
     if flagged_spacing(config) is not None:
         raise ValueError(
             f"timestep_spacing={name!r} was given beside a flag for {flagged_spacing(config)!r}: "

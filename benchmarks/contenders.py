@@ -21,6 +21,7 @@ import diffusers
 
 from logsnr.adapters import PlanScheduler
 from logsnr.solvers import SOLVERS
+from logsnr.solvers.registry import implied
 
 STOCK = "stock"
 SUFFIX = "Scheduler"
@@ -96,16 +97,8 @@ def reference_scheduler(own: Any) -> Any:
 
 def parse_contender(text: str) -> Contender:
     """The contender that is written ``name:key=value:word``; ValueError for an unknown name."""
-    name, *parts = text.strip().split(":")
-    if name not in SOLVERS and name != STOCK:
-        theirs = name.removesuffix(SUFFIX) + SUFFIX
-        if getattr(diffusers, theirs, None) is None:
-            raise ValueError(
-                f"solvers={name!r}: choose some of {', '.join(SOLVERS)}, '{STOCK}' for the "
-                "pipeline's own scheduler, or a scheduler of diffusers, such as UniPCMultistep"
-            )
-        name = theirs
-    options: dict[str, Any] = {}
+    typed, *parts = text.strip().split(":")
+    name, options = _named(typed)
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals and part not in WORDS:
@@ -118,6 +111,23 @@ def parse_contender(text: str) -> Contender:
         else:
             options.update([WORDS[part]])
     return Contender(name, options)
+
+
+def _named(typed: str) -> tuple[str, dict[str, Any]]:
+    """The contender's name and the options that it implies."""
+    theirs = typed.removesuffix(SUFFIX) + SUFFIX
+    if typed == STOCK:
+        return STOCK, {}
+    if typed not in SOLVERS and getattr(diffusers, theirs, None) is not None:
+        return theirs, {}
+    try:
+        return implied(typed)
+    except ValueError as error:
+        said = str(error).replace("solver=", "solvers=", 1).replace(" one of", " some of", 1)
+        raise ValueError(
+            f"{said}; '{STOCK}' is the pipeline's own scheduler; those of diffusers go by their "
+            "names, such as UniPCMultistep"
+        ) from error
 
 
 def default_contenders(own: Any) -> tuple[Contender, ...]:

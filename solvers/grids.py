@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .names import find_spacing
 from .plan import Node
 from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding
 from .spacings import SCALE, SPACINGS, WHOLE_STEPS, Parameters
@@ -52,8 +53,7 @@ class Grid:
             if len(self.explicit) < 2:
                 raise ValueError(f"times has {len(self.explicit)} entries: need at least 2")
             return
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing={self.spacing!r}: choose one of {', '.join(SPACINGS)}")
+        object.__setattr__(self, "spacing", find_spacing(self.spacing, SPACINGS))
         check_range(self.schedule, self.t_start, self.t_end)
         self.parameters.check_used_by(self.spacing)
         if not 0 < self.shift < math.inf:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .grids import Grid, nodes_at, nodes_at_lams, nodes_at_sigmas
+from .names import also_named, find_name, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
 from .spacings import SCALE
@@ -68,6 +69,7 @@ def solver(
     return register
 
 
+@also_named({"solver_order": "order", "timestep_spacing": "spacing"})
 def make_plan(
     solver: str,
     schedule: NoiseSchedule,
@@ -91,7 +93,7 @@ def make_plan(
 
     Parameters
     ----------
-    solver : a key of ``SOLVERS``.
+    solver : a key of ``SOLVERS``, or another name of one (see `names`), such as "dpmpp_2m".
     nfe : number of network evaluations. Not needed with an explicit grid.
     times, sigmas, lams : an explicit grid, from noise to data: times of the schedule, its own
         sigma_t, or lambda; used exactly as given. At most one.
@@ -102,15 +104,7 @@ def make_plan(
 
     Raises ValueError for an unknown solver or option and for values out of range.
     """
-    entry = find_solver(solver)
-    unknown = sorted(set(options) - set(entry.defaults))
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]}={options[unknown[0]]!r} is not an option of {solver!r}: it has "
-            f"{', '.join(sorted(entry.defaults)) or 'none'}"
-        )
-    for key, value in options.items():
-        check_kind(key, value, entry.defaults[key])
+    entry, options = chosen_solver(solver, options)
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule, such as VPLinear()")
     if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
@@ -146,7 +140,7 @@ def make_plan(
             shift=shift,
             snap=snap,
         )
-    return plan_on_grid(solver, grid, nfe, denoise_to_zero=denoise_to_zero, **options)
+    return plan_on_grid(entry.name, grid, nfe, denoise_to_zero=denoise_to_zero, **options)
 
 
 def plan_on_grid(
@@ -158,21 +152,48 @@ def plan_on_grid(
     **options: Any,
 ) -> Plan:
     """``make_plan`` on a Grid that is already there (duplicated nodes allowed if explicit)."""
-    entry = find_solver(solver)
+    entry, options = chosen_solver(solver, options)
     plan = entry.build(grid, nfe, **options)
     if denoise_to_zero:
         plan = end_with_data_prediction(plan)
         options["denoise_to_zero"] = True
     # A solver notes an option that is not a JSON value in its own words: statistics, say.
-    return plan.labelled(solver, {**options, **plan.options})
+    return plan.labelled(entry.name, {**options, **plan.options})
 
 
 def find_solver(name: str) -> Solver:
-    """The registered solver, or ValueError naming the choices."""
+    """The solver of a registered name or another of its names; ValueError with the choices."""
+    return SOLVERS[implied(name)[0]]
 
-    if not isinstance(name, str) or name not in SOLVERS:
-        raise ValueError(f"solver={name!r}: choose one of {', '.join(sorted(SOLVERS))}")
-    return SOLVERS[name]
+
+def implied(name: str) -> tuple[str, dict[str, Any]]:
+    """The registered name that ``name`` means, and the options that it implies."""
+    return find_name(name, {key: entry.defaults for key, entry in SOLVERS.items()})
+
+
+def chosen_solver(name: str, options: Mapping[str, Any]) -> tuple[Solver, dict[str, Any]]:
+    """A solver by any of its names, and ``options`` beside those that the name implies.
+
+    Raises ValueError for an unknown solver or option, a value of another kind, and one that
+    contradicts the name.
+    """
+    key, preset = implied(name)
+    entry = SOLVERS[key]
+    for option, value in options.items():
+        if option not in entry.defaults:
+            near = nearest(option, entry.defaults)
+            raise ValueError(
+                f"{option}={value!r} is not an option of {name!r}: it has "
+                f"{', '.join(sorted(entry.defaults)) or 'none'}"
+                + ("" if near is None else f"; did you mean {near!r}?")
+            )
+        check_kind(option, value, entry.defaults[option])
+        if option in preset and preset[option] != value:
+            raise ValueError(
+                f"{option}={value!r}: solver={name!r} means {option}={preset[option]!r}; give "
+                f"solver={key!r} with your own"
+            )
+    return entry, preset | dict(options)
 
 
 def end_with_data_prediction(plan: Plan) -> Plan:
