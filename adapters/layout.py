@@ -23,6 +23,7 @@ from logsnr.solvers.grids import node_at
 
 from .flow_layout import flow_layout, shifted
 from .noise_schedules import is_flow
+from .own_lists import is_own_list
 from .sigma_layout import sigma_layout
 from .sigma_models import SigmaModel
 from .step_layout import nearest_step, step_layout
@@ -34,12 +35,14 @@ Place = Callable[..., tuple[Sequence[Node], Sequence[float]]]
 class Layout:
     """n + 1 nodes, and what the network is told at the first n of them.
 
-    ``inverted`` flow models count noise levels from 0 (noise) to 1 (data).
+    ``inverted`` flow models count noise levels from 0 (noise) to 1 (data). ``listed`` is the name
+    of the argument in which the user listed the nodes, None where a rule has laid them out.
     """
 
     nodes: tuple[Node, ...]
     timesteps: tuple[float, ...]
     inverted: bool = False
+    listed: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -106,22 +109,23 @@ def layout(
         place = sigma_layout
     nodes, told = place(config, schedule, solver, n, timesteps, sigmas, mu)
     given = timesteps if timesteps is not None else sigmas
+    name = "timesteps" if timesteps is not None else "sigmas"
     if any(node.sigma == 0 for node in nodes[:-1]):
-        name = "timesteps" if timesteps is not None else "sigmas"
         raise ValueError(
             f"{name}={list(given or ())}: the network would be called at sigma = 0, where nothing "
             "is left to predict; only the end may be there"
         )
     lams = [node.lam for node in nodes if math.isfinite(node.lam)]
     if (np.diff(lams) < 0).any():
-        name = "timesteps" if timesteps is not None else "sigmas"
         raise ValueError(f"{name}={list(given or ())}: need falling values (noise to data)")
     if n is not None and len(told) != n:
         raise ValueError(
             f"num_inference_steps={n} was given beside values for {len(told)} evaluations"
         )
     inverted = place is flow_layout and bool(config.get("invert_sigmas"))
-    return Layout(tuple(nodes), tuple(told), inverted)
+    own = place is flow_layout and sigmas is not None and not config.get("exact_sigmas")
+    listed = None if given is None or (own and is_own_list(sigmas or ())) else name
+    return Layout(tuple(nodes), tuple(told), inverted, listed)
 
 
 def node_told(config: Mapping[str, Any], schedule: NoiseSchedule, told: float) -> Node:

@@ -75,6 +75,8 @@ def solver_options(config: Mapping[str, Any], n: int, remaining: int, eta: float
     if "lower_order_final" in has:
         short = n < SHORT_RUN or name not in LOWERED_IN_SHORT_RUNS
         options["lower_order_final"] = bool(config["lower_order_final"]) and short
+    if "variable" in has and is_flow(config):
+        options["variable"] = "time"  # FlowMatchHeun's method
     if "ems" in has:
         # Networks of training steps want their nodes where they are, not on the statistics' grid.
         options |= {"ems": ems_of(config), "treatment": "spline"}

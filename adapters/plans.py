@@ -9,6 +9,7 @@ from typing import Any
 
 from logsnr.solvers import Grid, Node, NoiseSchedule, Plan, Row, plan_on_grid
 from logsnr.solvers.methods.multistep import first_order
+from logsnr.solvers.registry import find_solver
 
 Nodes = tuple[Node, ...]
 
@@ -87,6 +88,20 @@ def steps_spent(
 ) -> int:
     """The number of steps of `spread_plan`, at most that of ``nodes``."""
     return _spread(schedule, solver, nodes, nfe, options)[0]
+
+
+def nfe_through(
+    schedule: NoiseSchedule, solver: str, nodes: Nodes, options: Mapping[str, Any]
+) -> int:
+    """The number of evaluations of full steps through all of ``nodes``.
+
+    Raises ValueError if the solver's steps do not go through every one of them.
+    """
+    entry = find_solver(solver)
+    if entry.nfe_per_step({**entry.defaults, **options}) == 1:
+        return len(nodes) - 1
+    grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes)
+    return plan_on_grid(solver, grid, **options).nfe
 
 
 def _spread(

@@ -49,7 +49,7 @@ from .options import (
     table_changes,
     threshold,
 )
-from .plans import plan_for, steps_spent
+from .plans import nfe_through, plan_for, steps_spent
 from .sigma_models import COSMOS, SigmaModel, StateOnly, is_continuous, is_edm, start_deviation
 from .stock import REPLACED, replaceable_class, stock_scheduler
 
@@ -219,9 +219,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
         Parameters
         ----------
-        timesteps : what the network is told, in falling order; used exactly as given.
+        timesteps : what the network is told, in falling order; used exactly as given. Solvers with
+            several evaluations a step make a full step from each (``heun``: 2n - 1 evaluations).
         sigmas : as diffusers has them. Flow: t of the evaluations, which the config's shift moves
             unless it has ``exact_sigmas``. Others: sigma / alpha of all nodes, the end included.
+            Steps as for ``timesteps``, except for the lists that flow pipelines send by themselves.
         mu : the dynamic shift of flow models.
 
         Raises ValueError for bad values, here or in the config.
@@ -241,8 +243,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if (ems := self._statistics()) is not None:
             check_fits(ems, schedule, result)
         n, whole_run = len(result.timesteps), result
-        if name in STEPS_OF_TWO and timesteps is None and sigmas is None:
-            options = solver_options(config, n, n, 0.0)
+        options = solver_options(config, n, n, 0.0)
+        if result.listed is not None:
+            try:
+                n = nfe_through(schedule, name, result.nodes, options)
+            except ValueError as error:
+                raise ValueError(
+                    f"{result.listed} lists {n} evaluations, and solver={name!r} does not go "
+                    f"through all of them: {error}"
+                ) from error
+        elif name in STEPS_OF_TWO and timesteps is None and sigmas is None:
             steps = steps_spent(schedule, name, result.nodes, n, options)
             whole_run = layout(config, schedule, name, steps, mu=mu)
         called = _called(self._plan(schedule, whole_run.nodes, n, n, 0.0))
@@ -451,7 +461,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if begin == 0:
             return self._whole_run
         grid, start = self._layout.nodes, self._nodes[begin]
-        if start == grid[begin]:
+        several = solver_name(self.config) in STEPS_OF_TWO or len(self._nodes) >= len(grid)
+        if not several and start == grid[begin]:
             return grid[begin:]
         # Every second slice of steps of two goes on with them; the others need nodes between, or,
         # after the last one, an evaluation that changes nothing.

@@ -184,6 +184,21 @@ def _line(start: float, end: float, n: int) -> Tensor:
     return torch.linspace(start, end, n + 1, dtype=torch.float64)
 
 
+def linear_quadratic(n: int, threshold: float = 0.025) -> np.ndarray:
+    """n + 1 shares of the way from noise to data, as Movie Gen and Mochi space their steps.
+
+    The first n // 2 intervals are equal and reach ``threshold`` together; from there on the share
+    is quadratic in the step, with a continuous slope.
+    """
+    linear = n // 2
+    if linear == 0:
+        return np.linspace(0, 1, n + 1)
+    steps = np.arange(n + 1)
+    slope, rest = threshold / linear, n - linear
+    beyond = np.maximum(steps - linear, 0)
+    return slope * steps + (1 - slope * n) * (beyond / rest) ** 2
+
+
 def training_steps(
     spacing: str, steps: int, n: int, offset: int = 0, inner: bool = False
 ) -> np.ndarray:

@@ -127,6 +127,28 @@ def test_flow_euler_parity(nfe, shift):
     assert_close(drive(ours, start()), drive(stock, start()), 2e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_heun_parity(steps, shift):
+    """Heun's method in t, of second order from pure noise on; n counts evaluations."""
+    stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
+    ours = PlanScheduler.from_config(stock.config, solver="heun", timestep_spacing="time")
+    stock.set_timesteps(steps)
+    ours.set_timesteps(2 * steps - 1)
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=2e-7, atol=0)
+    assert_close(drive(ours, start()), drive(stock, start()), 3e-5)
+
+
+@pytest.mark.parametrize("begin", [1, 4])
+def test_parity_of_flow_heun_in_the_middle(begin):
+    stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    ours = PlanScheduler.from_config(stock.config, solver="heun", timestep_spacing="time")
+    for scheduler, n in ((stock, 7), (ours, 13)):
+        scheduler.set_timesteps(n)
+        scheduler.set_begin_index(2 * begin)
+    assert_close(drive(ours, start(), 2 * begin), drive(stock, start(), 2 * begin), 3e-5)
+
+
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 def test_dynamic_shift_and_given_sigmas_follow_flow_euler(kind):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(

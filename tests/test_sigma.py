@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from logsnr.benchmarks.problems import Gaussian, exact_denoiser
 from logsnr.solvers import (
@@ -104,6 +105,34 @@ def test_steps_are_runge_kutta_steps_in_rho(
         y = method(eps, y, s, t)
     ours = sample(exact_denoiser(PROBLEM, schedule), x_T, plan).numpy()
     np.testing.assert_allclose(ours, y * schedule.alpha(times[-1]), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("r", [1.0, 0.5, 0.3])
+@pytest.mark.parametrize("times", [[1.0, 0.6, 0.2, 0.01], [0.98, 0.97, 0.3]])
+def test_heun_in_time_takes_runge_kutta_steps_of_the_velocity(times: list[float], r: float) -> None:
+    """With all its stages from pure noise on."""
+    schedule = FlowMatching()
+    plan = make_plan("heun", schedule, times=times, variable="time", r=r)
+    assert plan.nfe == 2 * (len(times) - 1)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        eps, x0 = PROBLEM.predict(x, 1 - t, t)
+        return eps - x0
+
+    x = start = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for s, t in zip(times, times[1:], strict=False):
+        first = velocity(x, s)
+        second = velocity(x + r * (t - s) * first, s + r * (t - s))
+        x = x + (t - s) * ((1 - 1 / (2 * r)) * first + 1 / (2 * r) * second)
+    ours = sample(exact_denoiser(PROBLEM, schedule, "flow_prediction"), start, plan)
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-11)
+
+
+def test_heun_in_time_is_for_flow_matching() -> None:
+    with pytest.raises(ValueError, match="variable='time' is for FlowMatching, not for VPLinear"):
+        make_plan("heun", VPLinear(), nfe=5, variable="time")
+    with pytest.raises(ValueError, match="variable='rho': choose one of 'sigma', 'time'"):
+        make_plan("heun", FlowMatching(), nfe=5, variable="rho")
 
 
 @pytest.mark.parametrize("tableau, order", [

@@ -9,6 +9,14 @@ In y = x / alpha and s = sigma / alpha the probability-flow ODE is dy / ds = eps
 
 r = 1 is Heun's method and r = 1/2 the midpoint rule. The step to sigma = 0 (or from alpha = 0) is
 an Euler step. All three can add EDM's churn before every step.
+
+On the straight path of flow matching, Heun's method can also be that of dx / dt = v, the ODE which
+the network was trained on (``variable="time"``), as in diffusers' FlowMatchHeunDiscreteScheduler:
+
+            x_r = x + r (t' - t) v(x, t),
+            x' = x + (t' - t) ((1 - 1/(2r)) v(x, t) + 1/(2r) v(x_r, t + r (t' - t))),
+
+which is of order 2 from pure noise at t = 1 on. (Euler's method is the same in both.)
 """
 
 from __future__ import annotations
@@ -17,7 +25,8 @@ import math
 
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import solver
+from ..registry import check_choice, solver
+from ..schedules import FlowMatching
 from .runge_kutta import EULER, Churn, Tableau, runge_kutta
 
 
@@ -56,12 +65,13 @@ def heun(
     nfe: int | None = None,
     *,
     r: float = 1.0,
+    variable: str = "sigma",
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
 ) -> Plan:
-    """EDM's Heun sampler, order 2, two evaluations a step.
+    """Heun's method, order 2, two evaluations a step.
 
     ``nfe`` evaluations make (nfe + e) / 2 steps, where e counts the Euler steps at infinite
     lambda; if that is not whole, the last step with sigma > 0 is an Euler step too.
@@ -69,6 +79,8 @@ def heun(
     Parameters
     ----------
     r : place of the second evaluation, in (0, 1].
+    variable : "sigma" (EDM's sampler), or "time" on `FlowMatching`, where only the step to
+        sigma = 0 is an Euler step.
     s_churn, s_min, s_max : before a step from sigma/alpha in [s_min, s_max], raise the noise level
         by min(s_churn / steps, sqrt(2) - 1) of itself.
     s_noise : amplitude of the added noise; other values than 1 leave the marginals.
@@ -76,8 +88,19 @@ def heun(
     Raises ValueError for values out of range.
     """
     _check_r(r)
+    check_choice("variable", variable, ("sigma", "time"))
+    straight = variable == "time"
+    if straight and not isinstance(grid.schedule, FlowMatching):
+        raise ValueError(f"variable='time' is for FlowMatching, not for {grid.schedule!r}")
     churn = Churn(s_churn, s_min, s_max, s_noise)
-    return runge_kutta(grid, nfe, 2, lambda count, start, end: _two_stage(count, r, r), churn)
+    return runge_kutta(
+        grid,
+        nfe,
+        2,
+        lambda count, start, end: _two_stage(count, r, r),
+        churn,
+        straight=straight,
+    )
 
 
 @solver(

@@ -7,6 +7,10 @@ In y = x / alpha the probability-flow ODE is dy / d rho = eps, so that a tableau
 with h = rho_t - rho_s. The step to sigma = 0 and the step from alpha = 0, where eps or rho do not
 exist, are Euler steps.
 
+On the straight path of flow matching alpha and sigma are themselves linear in t, and the same
+tableau may combine velocities, v = dx / dt = eps - x0, with h = t_t - t_s (``straight``). That
+frame is regular at alpha = 0, so that the first step from pure noise is a full one too.
+
 Churn (Karras et al. 2022, algorithm 2) raises the noise level before a step, from rho_s to
 (1 + gamma) rho_s, by adding fresh noise.
 """
@@ -20,12 +24,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..grids import Grid
-from ..plan import DATA, NOISE, Node, Noise, Plan, Row
+from ..grids import Grid, node_at
+from ..plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from ..schedules import NoiseSchedule
 from .multistep import first_order
 
 MAX_CHURN = math.sqrt(2) - 1
+VELOCITY = Target(1.0, -1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,23 @@ class Churn(NamedTuple):
 
 
 def runge_kutta(
-    grid: Grid, nfe: int | None, stages: int, method: Method, churn: Churn | None = None
+    grid: Grid,
+    nfe: int | None,
+    stages: int,
+    method: Method,
+    churn: Churn | None = None,
+    *,
+    straight: bool = False,
 ) -> Plan:
     """The plan of ``method`` with ``stages`` evaluations a step.
 
-    ``nfe`` evaluations are e Euler steps at infinite lambda (e <= 2), as many full steps as fit,
-    and one step of fewer stages if something is left, which is the last with sigma > 0.
+    ``nfe`` evaluations are e Euler steps where the frame is singular (e <= 2), as many full steps
+    as fit, and one step of fewer stages if something is left, which is the last with sigma > 0.
+    ``straight`` chooses the frame of the velocity, for schedules that are linear in t.
     Raises ValueError if nfe does not fit an explicit grid.
     """
     churn = (churn or Churn()).checked()
-    nodes, counts = layout(grid, nfe, stages)
+    nodes, counts = layout(grid, nfe, stages, from_noise=straight)
     gammas = [churn.gamma(node, len(counts)) for node in nodes]
     for i in range(1, len(nodes)):
         if nodes[i].lam == nodes[i - 1].lam:  # raised already, and no lambda is left to name
@@ -106,21 +118,26 @@ def runge_kutta(
     starts = _raised(nodes, gammas, grid.schedule)
     steps = list(zip(starts, nodes[1:], counts, strict=False))
     tableaus = [method(count, start, end) for start, end, count in steps]
-    inner = _inner(steps, tableaus, grid.schedule)
+    inner = (_inner_in_t if straight else _inner)(steps, tableaus, grid.schedule)
     rows = [Row(nodes[0])]
     for i, (start, end, _) in enumerate(steps):
         if start is not nodes[i]:
             above = nodes[i - 1].lam if i > 0 else -math.inf
             rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.noise))
-        _step(rows, end, tableaus[i], inner[i])
+        _step(rows, end, tableaus[i], inner[i], straight)
     noisy = any(row.noise for row in rows)
     return Plan(tuple(rows), consistent=churn.noise == 1 or not noisy)
 
 
-def layout(grid: Grid, nfe: int | None, stages: int) -> tuple[list[Node], list[int]]:
-    """The nodes and the number of evaluations of every step."""
+def layout(
+    grid: Grid, nfe: int | None, stages: int, *, from_noise: bool = False
+) -> tuple[list[Node], list[int]]:
+    """The nodes and the number of evaluations of every step.
+
+    ``from_noise`` says that a step from alpha = 0 may have all its stages.
+    """
     first, last = (grid.explicit[0], grid.explicit[-1]) if grid.explicit else grid.nodes(1)
-    before, after = int(first.alpha == 0), int(last.sigma == 0)
+    before, after = int(first.alpha == 0 and not from_noise), int(last.sigma == 0)
     if grid.intervals is not None:
         inner = max(0, grid.intervals - before - after)
         most = min(grid.intervals, before + after) + stages * inner
@@ -141,15 +158,19 @@ def layout(grid: Grid, nfe: int | None, stages: int) -> tuple[list[Node], list[i
     return grid.nodes(len(counts)), counts
 
 
-def _step(rows: list[Row], end: Node, tableau: Tableau, inner: Mapping[float, Node]) -> None:
+def _step(
+    rows: list[Row], end: Node, tableau: Tableau, inner: Mapping[float, Node], straight: bool
+) -> None:
     base, start = len(rows) - 1, rows[-1].node
-    target = DATA if start.alpha == 0 or end.sigma == 0 else NOISE
+    stage = VELOCITY if straight else NOISE
+    single = len(tableau.c) == 1 and (start.alpha == 0 or end.sigma == 0)
+    target = DATA if single else stage
     rows[base] = replace(rows[base], target=target)
     outputs = [base]
     for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
         node = end if c == 1 else inner[c]
         outputs.append(len(rows))
-        rows.append(replace(_combine(rows[base], node, outputs, a, c), target=NOISE))
+        rows.append(replace(_combine(rows[base], node, outputs, a, c), target=stage))
     rows.append(_combine(rows[base], end, outputs, tableau.b, 1.0))
 
 
@@ -157,7 +178,8 @@ def _combine(
     base: Row, node: Node, outputs: Sequence[int], weights: Sequence[float], total: float
 ) -> Row:
     assert base.target is not None
-    a, b = first_order(base.target, base.node, node)
+    straight = base.target == VELOCITY
+    a, b = (1.0, node.t - base.node.t) if straight else first_order(base.target, base.node, node)
     used = tuple((j, b * w / total) for j, w in zip(outputs, weights, strict=False) if w and b)
     return Row(node, ((outputs[0], a),) if a else (), used)
 
@@ -177,6 +199,16 @@ def _inner(
     for (i, c), node in zip(places, _at_lams(schedule, lams), strict=True):
         found[i][c] = node
     return found
+
+
+def _inner_in_t(
+    steps: Sequence[tuple[Node, Node, int]], tableaus: Sequence[Tableau], schedule: NoiseSchedule
+) -> list[dict[float, Node]]:
+    """`_inner` for shares of the way in t."""
+    return [
+        {c: node_at(schedule, start.t + c * (end.t - start.t)) for c in set(tableau.c) - {0.0, 1.0}}
+        for (start, end, _), tableau in zip(steps, tableaus, strict=True)
+    ]
 
 
 def _raised(nodes: Sequence[Node], gammas: Sequence[float], schedule: NoiseSchedule) -> list[Node]:
