@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from logsnr.solvers.names import nearest
@@ -34,8 +35,13 @@ MODEL_KEYS = (
 OUR_OWN = ("solver", "ems", "exact_sigmas", "stock_class")
 
 
-def defaults(scheduler: type) -> dict[str, Any]:
+def defaults(scheduler: type) -> Mapping[str, Any]:
     """The config keys of a scheduler class with their defaults."""
+    return _defaults(scheduler)
+
+
+@cache
+def _defaults(scheduler: type) -> Mapping[str, Any]:
     parameters = inspect.signature(scheduler).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 

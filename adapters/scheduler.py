@@ -29,29 +29,23 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from logsnr.solvers import EMS, DiscreteVP, FlowMatching, Node, NoiseSchedule, Plan
+from logsnr.solvers import EMS, DiscreteVP, FlowMatching, Node, Plan
 from logsnr.solvers.names import also_named
 from logsnr.solvers.prediction import to_data
-from logsnr.solvers.registry import find_solver
 
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
+from .config import Config, as_one
+from .description import Description, described
 from .drive import Drive
-from .ems_file import carried, check_fits, check_shape, ems_of, read_beside, write_beside
+from .ems_file import check_fits, check_shape, read_beside, write_beside
 from .keys import check_known, defaults, in_force, said_only, unsaid
 from .layout import Layout, layout, node_told, training_timesteps
-from .noise_schedules import discrete_schedule, noise_schedule
-from .options import (
-    data_scale,
-    output_sign,
-    prediction_type,
-    solver_name,
-    solver_options,
-    table_changes,
-    threshold,
-)
+from .noise_levels import noisy
+from .noise_schedules import noise_schedule
+from .options import solver_name, solver_options, table_changes
 from .plans import nfe_through, plan_for, steps_spent
-from .sigma_models import COSMOS, SigmaModel, StateOnly, is_continuous, is_edm, start_deviation
-from .stock import REPLACED, replaceable_class, stock_scheduler
+from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
+from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler
 
 # Their schedulers in diffusers lay out steps of two evaluations.
 STEPS_OF_TWO = ("heun", "dpm2")
@@ -85,6 +79,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     _compatibles = list(REPLACED)
     order = 1
 
+    _described: Description | None = None
     _drive: Drive | None = None
     _layout: Layout | None = None
     _whole_run: tuple[Node, ...] = ()  # the nodes of a run that begins at the first timestep
@@ -150,8 +145,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         said = set(self.config) - set(self.config.get("_use_default_values", ()))
         check_implied(self.config, said)
         self.register_to_config(**checked(self.config))
-        if ems is not None:
-            self.register_to_config(ems=carried(ems))
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
         self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
@@ -178,6 +171,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                     kwargs.setdefault("stock_class", origin)
             if not return_unused_kwargs:
                 check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
+            config = as_one(config, class_defaults(config), settled=kwargs)
             config = without_implied(in_force(config), kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
@@ -228,8 +222,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
         Raises ValueError for bad values, here or in the config.
         """
-        config = self.config
-        schedule, name = noise_schedule(config), solver_name(config)
+        config, description = self.config, self._describe()
+        schedule, name = description.schedule, description.solver
         result = layout(
             config,
             schedule,
@@ -239,9 +233,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             sigmas=_listed("sigmas", sigmas),
             mu=None if mu is None else _number("mu", mu),
         )
-        _check_start(config, result.nodes[0])
-        if (ems := self._statistics()) is not None:
-            check_fits(ems, schedule, result)
+        _check_start(description.prediction, result.nodes[0])
+        if description.ems is not None:
+            check_fits(description.ems, schedule, result)
         n, whole_run = len(result.timesteps), result
         options = solver_options(config, n, n, 0.0)
         if result.listed is not None:
@@ -255,7 +249,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         elif name in STEPS_OF_TWO and timesteps is None and sigmas is None:
             steps = steps_spent(schedule, name, result.nodes, n, options)
             whole_run = layout(config, schedule, name, steps, mu=mu)
-        called = _called(self._plan(schedule, whole_run.nodes, n, n, 0.0))
+        called = _called(self._plan(whole_run.nodes, n, n, 0.0))
         whole = isinstance(schedule, DiscreteVP) and result.whole
         told = torch.tensor(whole_run.told(called, schedule, len(self)), dtype=torch.float64)
         self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
@@ -302,12 +296,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._step_index += 1  # type: ignore[operator]  # _start has set it
         if return_dict:
             return SchedulerOutput(prev_sample=previous)
-        return StateOnly((previous,)) if is_edm(self.config) else (previous,)
+        return StateOnly((previous,)) if self._description.edm else (previous,)
 
     @property
     def init_noise_sigma(self) -> float:
         """1, and as near to 1 as diffusers starts models that a range of sigma describes."""
-        schedule = noise_schedule(self.config)
+        schedule = self._description.schedule
         if not isinstance(schedule, SigmaModel):
             return 1.0
         highest = schedule.sigma_max
@@ -334,19 +328,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         In a run that was told where it begins, this is the current node, as in diffusers;
         otherwise the node of each timestep, or the training schedule's level.
         """
-        schedule, unit = noise_schedule(self.config), data_scale(self.config)
         values = torch.as_tensor(timesteps)
         current = self._begin_index if self._step_index is None else self._step_index
         if self._begin_index is not None and current is not None and current < len(self._nodes):
             nodes = [self._nodes[current]] * max(1, values.numel())
         else:
-            nodes = [self._node_of(schedule, told) for told in values.reshape(-1).tolist()]
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        precise = torch.promote_types(original_samples.dtype, torch.float32)
-        levels = torch.tensor([(n.alpha / unit, n.sigma) for n in nodes], dtype=torch.float64)
-        alpha, sigma = levels.to(original_samples.device, precise).unbind(1)
-        noisy = alpha.reshape(shape) * original_samples + sigma.reshape(shape) * noise
-        return noisy.to(original_samples.dtype)
+            nodes = [self._node_of(told) for told in values.reshape(-1).tolist()]
+        return noisy(original_samples, noise, nodes, self._description.unit)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """``add_noise`` under the name that flow pipelines use."""
@@ -376,12 +364,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 of the training steps, float32. Flow and EDM schedulers have none."""
-        schedule = noise_schedule(self.config)
-        if is_continuous(self.config):
-            schedule = discrete_schedule(self.config)
-        if not isinstance(schedule, DiscreteVP):
+        steps = self._description.steps
+        if steps is None:
             raise AttributeError("a scheduler without training steps has no alphas_cumprod")
-        return schedule.alphas_cumprod.float()
+        return steps.alphas_cumprod.float()
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -408,27 +394,45 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             begin = self._position(timestep)
         if not 0 <= begin < n:
             raise ValueError(f"the run of {n} evaluations has no step {begin}: call set_timesteps")
-        if (ems := self._statistics()) is not None:
-            check_shape(ems, tuple(sample.shape[1:]))
-        schedule = noise_schedule(self.config)
-        plan = self._plan(schedule, self._remaining(begin), n, n - begin, eta)
+        description = self._description
+        if description.ems is not None:
+            check_shape(description.ems, tuple(sample.shape[1:]))
+        plan = self._plan(self._remaining(begin), n, n - begin, eta)
         if begin > 0:
-            self._lay_out_again(schedule, begin, plan)
+            self._lay_out_again(begin, plan)
         self._step_index = begin
         return Drive(
             plan,
-            prediction_type(self.config),
+            description.prediction,
             sample,
-            sign=output_sign(self.config),
-            threshold=threshold(self.config),
+            sign=description.sign,
+            threshold=description.threshold,
             differentiable=torch.is_grad_enabled()
             and (sample.requires_grad or output.requires_grad),
         )
 
-    def _statistics(self) -> EMS | None:
-        """The statistics, if the solver takes any."""
-        takes_them = "ems" in find_solver(solver_name(self.config)).defaults
-        return ems_of(self.config) if takes_them else None
+    @property
+    def _internal_dict(self) -> Config:
+        try:
+            return self.__dict__["_internal_dict"]
+        except KeyError as error:
+            raise AttributeError("_internal_dict") from error
+
+    @_internal_dict.setter
+    def _internal_dict(self, config: Mapping[str, Any]) -> None:
+        # diffusers writes it in register_to_config, its pipelines in their constructors.
+        own = defaults(type(self))
+        self.__dict__["_internal_dict"] = Config(as_one(config, own), own)
+
+    @property
+    def _description(self) -> Description:
+        """What the config says as it is now."""
+        known = self._described
+        return known if known and known.edition is self.config.edition else self._describe()
+
+    def _describe(self) -> Description:
+        self._described = described(self.config)
+        return self._described
 
     def _is_view(self, timestep: Any) -> bool:
         if not isinstance(timestep, Tensor):
@@ -461,7 +465,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if begin == 0:
             return self._whole_run
         grid, start = self._layout.nodes, self._nodes[begin]
-        several = solver_name(self.config) in STEPS_OF_TWO or len(self._nodes) >= len(grid)
+        several = self._description.solver in STEPS_OF_TWO or len(self._nodes) >= len(grid)
         if not several and start == grid[begin]:
             return grid[begin:]
         # Every second slice of steps of two goes on with them; the others need nodes between, or,
@@ -470,17 +474,15 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         later = [node for node in self._whole_run if node.lam > start.lam]
         if len(later) < steps:
             later = [node for node in grid if node.lam > start.lam]
-        idle = max(0, steps - len(later)) if solver_name(self.config) in STEPS_OF_TWO else 0
+        idle = max(0, steps - len(later)) if self._description.solver in STEPS_OF_TWO else 0
         return (*[start] * (1 + idle), *later)
 
-    def _plan(
-        self, schedule: NoiseSchedule, nodes: tuple[Node, ...], n: int, nfe: int, eta: float
-    ) -> Plan:
-        name, options = solver_name(self.config), solver_options(self.config, n, nfe, eta)
+    def _plan(self, nodes: tuple[Node, ...], n: int, nfe: int, eta: float) -> Plan:
+        description, options = self._description, solver_options(self.config, n, nfe, eta)
         changes = table_changes(self.config, options, begin=n - nfe)
-        return plan_for(schedule, name, nodes, nfe, options, **changes)
+        return plan_for(description.schedule, description.solver, nodes, nfe, options, **changes)
 
-    def _lay_out_again(self, schedule: NoiseSchedule, begin: int, plan: Plan) -> None:
+    def _lay_out_again(self, begin: int, plan: Plan) -> None:
         """Write the times of the remaining evaluations where the pipeline will read them.
 
         Pipelines iterate over views of ``timesteps``, so that values written in place are seen.
@@ -490,17 +492,18 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if called == list(self._nodes[begin:]):
             return
         self._nodes = [*self._nodes[:begin], *called]
+        schedule = self._description.schedule
         told = self._layout.told(called, schedule, len(self))
         self.timesteps[begin:] = torch.tensor(told, dtype=torch.float64).to(self.timesteps.dtype)
         self.sigmas[begin:-1] = torch.tensor(self._layout.levels(called, schedule))
 
-    def _node_of(self, schedule: NoiseSchedule, told: float) -> Node:
+    def _node_of(self, told: float) -> Node:
         """The node at which the network is told ``told``, of the run or of training."""
         if self._layout is not None:
             values = self.timesteps.tolist()
             if told in values:
                 return self._nodes[values.index(told)]
-        return node_told(self.config, schedule, told)
+        return node_told(self.config, self._description.schedule, told)
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)
@@ -520,8 +523,7 @@ def _called(plan: Plan) -> list[Node]:
     return [plan.rows[k].node for k in plan.evaluated]
 
 
-def _check_start(config: Mapping[str, Any], start: Node) -> None:
-    prediction = prediction_type(config)
+def _check_start(prediction: str, start: Node) -> None:
     try:
         to_data(prediction, start)
     except ValueError as error:

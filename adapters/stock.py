@@ -13,7 +13,7 @@ from typing import Any
 
 import diffusers
 
-from .keys import handed_back
+from .keys import defaults, handed_back
 
 # Classes whose configs say everything about the model, and whose pipelines keep to the common
 # protocol: set_timesteps, scale_model_input, step. Of two with the same keys, the first is meant.
@@ -105,6 +105,12 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     # A scheduler that was converted before keeps the keys of the former one beside its own.
     contained = [name for name in REPLACED if init_keys(name) and init_keys(name) <= given]
     return max(contained, key=lambda name: len(init_keys(name)), default=None)
+
+
+def class_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The defaults of `class_of` a config, none where it cannot be told."""
+    kind = getattr(diffusers, class_of(config) or "", None)
+    return {} if kind is None else defaults(kind)
 
 
 def replaceable_class(config: Mapping[str, Any]) -> str | None:

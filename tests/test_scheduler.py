@@ -36,7 +36,7 @@ def test_a_pipeline_loop_is_sample(solver, nfe):
     assert len(scheduler.timesteps) == nfe
     looped = drive(scheduler, start(torch.float64), generator=torch.Generator().manual_seed(2))
 
-    plan = scheduler._plan(noise_schedule(scheduler.config), scheduler._whole_run, nfe, nfe, 0.0)
+    plan = scheduler._plan(scheduler._whole_run, nfe, nfe, 0.0)
     told = iter(scheduler.timesteps)
     denoise = Denoiser(lambda x, t: network(x, next(told)), noise_schedule(scheduler.config))
     noise = torch.Generator().manual_seed(2)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.noise_schedules import noise_schedule
 from logsnr.solvers import SOLVERS, Plan
 from logsnr.solvers.executors import FusedRows
 
@@ -45,7 +44,7 @@ def plan_of(solver: str) -> Plan:
     scheduler = PlanScheduler(**config, solver=solver)
     scheduler.set_timesteps(NFE)
     nodes = scheduler._layout.nodes
-    return scheduler._plan(noise_schedule(scheduler.config), nodes, NFE, NFE, 0.0)
+    return scheduler._plan(nodes, NFE, NFE, 0.0)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++", "unipc", "heun"])
