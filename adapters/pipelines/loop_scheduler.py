@@ -73,6 +73,8 @@ class LoopScheduler(PlanScheduler):
         mu: float | None = None,
     ) -> None:
         """As `PlanScheduler`; then room for as many times as the algorithm may need."""
+        if self.driver is not None:
+            self._begin_again()
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
         *nodes, end = self._grid()
         iterations = len(nodes)
@@ -83,8 +85,9 @@ class LoopScheduler(PlanScheduler):
         self._nodes = [*nodes, *[nodes[-1]] * iterations][:iterations]
         if self.algorithm.opening is not None and not self.may_begin_later:
             self._nodes[0] = opening(self.algorithm, self._loop(0))[0]
+        whole = self.whole_timesteps and isinstance(self._schedule, DiscreteVP)
         told = torch.tensor([self._told(node) for node in self._nodes], dtype=torch.float32)
-        self.timesteps = told.to(self.timesteps.device)
+        self.timesteps = told.to(self.timesteps.device, torch.int64 if whole else torch.float32)
         levels = torch.tensor([self._level(node) for node in [*self._nodes, end]])
         self.sigmas = levels.to(self.sigmas)
         self.driver, self.stopped = None, False
@@ -155,6 +158,12 @@ class LoopScheduler(PlanScheduler):
             self.pipe._interrupt = True
         else:
             self.networks.rest()
+
+    def _begin_again(self) -> None:
+        """Undo the end of a run: FreeInit goes through the loop several times."""
+        if self.stopped:
+            self.pipe._interrupt = False
+        self.networks.wake()
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise ValueError(

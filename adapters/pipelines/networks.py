@@ -46,10 +46,7 @@ class Networks:
     def __exit__(self, *_: object) -> None:
         for handle in (*self._counters, *self._tellers):
             handle.remove()
-        for name, forward in self._forwards.items():
-            del self.modules[name].forward
-            if forward is not None:
-                self.modules[name].forward = forward
+        self.wake()
         self._outputs.clear()
 
     def rest(self) -> None:
@@ -59,6 +56,14 @@ class Networks:
         for name, module in self.modules.items():
             self._forwards[name] = vars(module).get("forward")
             module.forward = self._repeat(name)
+
+    def wake(self) -> None:
+        """End a `rest`: the networks are called again."""
+        for name, forward in self._forwards.items():
+            del self.modules[name].forward
+            if forward is not None:
+                self.modules[name].forward = forward
+        self._forwards.clear()
 
     def tell(self, times: Times, training_steps: int) -> None:
         """From here on replace the one time of each call by a time for each sample.

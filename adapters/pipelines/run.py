@@ -11,7 +11,7 @@ of a pipeline, which brings its own prompts, guidance, ControlNet, decoding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,8 @@ def run_pipeline(
     Raises ValueError, and leaves the pipeline as it was,
 
     * for a ``pipe`` without a scheduler or an ``algorithm`` of another kind,
+    * for self-attention guidance, which works at whole training steps only, without
+      ``whole_timesteps``, and for that and FreeInit with an algorithm that works in batches,
     * if the algorithm needs more iterations than ``num_inference_steps``,
     * for pipelines that read their times up front, that step copies of their scheduler, or that
       change the state between evaluations, if the algorithm cannot follow,
@@ -91,12 +93,7 @@ def run_pipeline(
     own: Any = getattr(pipe, "scheduler", None)
     if not hasattr(own, "config"):
         raise ValueError(f"pipe={type(pipe).__name__} has no scheduler: need a diffusers pipeline")
-    truncation = call_kwargs.get("cfg_truncation")
-    if truncation is not None and truncation < 1:
-        raise ValueError(
-            f"cfg_truncation={truncation!r}: the pipeline reads its times up front to apply it; "
-            "need None, or PlanScheduler"
-        )
+    _check_loop(pipe, chosen, call_kwargs, whole_timesteps)
     parameters = inspect.signature(type(pipe).__call__).parameters
     generator = call_kwargs.get("generator")
     if chosen.groups is not None:
@@ -136,3 +133,33 @@ def run_pipeline(
         calls=dict(networks.calls),
     )
     return PipelineRun(output, driver.result, stats)
+
+
+def _check_loop(
+    pipe: Any, algorithm: Algorithm, call_kwargs: Mapping[str, Any], whole_timesteps: bool
+) -> None:
+    """ValueError if the loop of ``pipe`` does something that the algorithm cannot follow."""
+    truncation = call_kwargs.get("cfg_truncation")
+    if truncation is not None and truncation < 1:
+        raise ValueError(
+            f"cfg_truncation={truncation!r}: the pipeline reads its times up front to apply it; "
+            "need None, or PlanScheduler"
+        )
+    batched, name = algorithm.groups is not None, type(pipe).__name__
+    if batched and getattr(pipe, "free_init_enabled", False):
+        raise ValueError(
+            f"{name} runs its loop again on the samples of the first time (FreeInit), of which an "
+            "algorithm that evaluates several at once hands back one for each prompt: call "
+            "disable_free_init(), or use an algorithm that evaluates one at a time"
+        )
+    if hasattr(pipe, "sag_masking"):
+        looked_up = f"{name} looks up the noise level of its timestep for self-attention guidance"
+        if batched:
+            raise ValueError(
+                f"{looked_up}, which is another for each sample of an algorithm that evaluates "
+                "several at once: use an algorithm that evaluates one at a time"
+            )
+        if not whole_timesteps:
+            raise ValueError(
+                f"{looked_up} in a table of the training steps: give whole_timesteps=True"
+            )
