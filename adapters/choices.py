@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
-from logsnr.solvers import SPACINGS, Grid, VPLinear, plan_on_grid
+from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
+from .noise_schedules import is_flow
 from .options import in_config_words, solver_name, solver_options
 
 OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
@@ -20,7 +21,8 @@ OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
 IMPLIED = {"order": "solver_order", "variant": "solver_type", "solver_type": "solver_type"}
 """Options that the name of a solver may imply, as in "unipc-3", and their keys in the config."""
 
-_GRID, _NFE = Grid(VPLinear(), 1.0, 1e-3), 24  # any solver of any order can spend 24 evaluations
+_NFE = 24  # any solver of any order can spend them
+_GRID, _FLOW_GRID = Grid(VPLinear(), 1.0, 1e-3), Grid(FlowMatching(), 0.99, 0.01)
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,11 +35,12 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     options = solver_options(config, _NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
     options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}
+    grid = _FLOW_GRID if is_flow(config) else _GRID
     with in_config_words(config):
         try:
-            _try(name, tuple(sorted(options.items())))
+            _try(name, grid, tuple(sorted(options.items())))
         except TypeError:  # a value that cannot be a key
-            plan_on_grid(name, _GRID, _NFE, **options)
+            plan_on_grid(name, grid, _NFE, **options)
     spacing = config.get("timestep_spacing")
     if spacing is None or spacing in SPACINGS:
         return {}
@@ -45,8 +48,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _try(name: str, options: tuple[tuple[str, Any], ...]) -> None:
-    plan_on_grid(name, _GRID, _NFE, **dict(options))
+def _try(name: str, grid: Grid, options: tuple[tuple[str, Any], ...]) -> None:
+    plan_on_grid(name, grid, _NFE, **dict(options))
 
 
 def without_implied(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
