@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from logsnr.solvers import Node, NoiseSchedule
+from logsnr.solvers.schedules import shift_time
 
 from .spacing import final_sigma, flagged_spacing, named_spacing, sigma_spacing
 
@@ -114,7 +115,7 @@ def shifted(
         shift = float(config["flow_shift"] if given is None else given)
     if not 0 < shift < math.inf:
         raise ValueError(f"shift={shift!r}: need a positive number")
-    t = shift * t / (1 + (shift - 1) * t)
+    t = shift_time(t, shift)
     terminal = config.get("shift_terminal")
     if stretch and terminal and t[-1] < 1:
         t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, FlowMatching, NoiseSchedule
+from logsnr.solvers.schedules import shift_time
 
 from .sigma_models import SigmaModel, edm_model, is_continuous, is_edm
 
@@ -101,7 +102,7 @@ def _discrete(
     if snr_shift == 1 and not zero_terminal:
         return schedule
     table = schedule.alphas_cumprod
-    table = table / (snr_shift + (1 - snr_shift) * table)
+    table = shift_time(table, 1 / snr_shift)
     return DiscreteVP(with_zero_terminal_snr(table) if zero_terminal else table)
 
 

@@ -1,8 +1,8 @@
 r"""Grids: where on the noise schedule a solver puts its nodes.
 
 A `Grid` is a range [t_start, t_end] of a schedule and a spacing (see `spacings`), or an explicit
-list of nodes. For flow matching the resolution shift t -> shift t / (1 + (shift - 1) t) (Esser et
-al. 2024, eq. 23) moves every node of a spaced grid, i.e. lambda by -log(shift).
+list of nodes. For flow matching the resolution shift (`shift_time`) moves every node of a spaced
+grid, i.e. lambda by -log(shift).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .names import find_spacing
 from .plan import Node
-from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding
+from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding, shift_time
 from .spacings import SCALE, SPACINGS, WHOLE_STEPS, Parameters
 
 
@@ -89,7 +89,7 @@ class Grid:
             # The ends as they were given, not as a round trip through lambda returns them.
             times[0], times[-1] = self.t_start, self.t_end
         if self.shift != 1:
-            times = self.shift * times / (1 + (self.shift - 1) * times)
+            times = shift_time(times, self.shift)
         if isinstance(self.schedule, DiscreteVP) and self.snap:
             times = snapped(self.schedule, times)
         return nodes_at(self.schedule, times)
@@ -105,10 +105,9 @@ class Grid:
         spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
         finite = math.isfinite(start.lam) and math.isfinite(end.lam)
         spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]
-        undo = self.shift if spaced else 1.0
-        first, last = (t / (undo - (undo - 1) * t) for t in (start.t, end.t))
-        times = spacing(self.schedule, first, last, n, self.parameters)
-        times = undo * times / (1 + (undo - 1) * times)
+        shift = self.shift if spaced else 1.0
+        first, last = (shift_time(t, 1 / shift) for t in (start.t, end.t))
+        times = shift_time(spacing(self.schedule, first, last, n, self.parameters), shift)
         if isinstance(self.schedule, DiscreteVP) and self.snap:
             times = snapped(self.schedule, times)
         return [start, *nodes_at(self.schedule, times[1:-1]), end]

@@ -21,10 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Time = TypeVar("Time", float, Tensor)
+Quantity = TypeVar("Quantity", float, Tensor, np.ndarray)
 
 
 class NoiseSchedule(ABC):
@@ -313,8 +315,8 @@ class FlowMatching(NoiseSchedule):
     """alpha = 1 - t, sigma = t: the straight path of flow matching and rectified flow.
 
     Sampling runs from pure noise at t = 1 (alpha = 0) to the data at t = 0 (sigma = 0). The
-    resolution shift t -> shift t / (1 + (shift - 1) t) is a property of the grid
-    (``make_plan(..., shift=3.0)``), not of the schedule.
+    resolution shift (`shift_time`) is a property of the grid (``make_plan(..., shift=3.0)``), not
+    of the schedule.
     """
 
     t_end: float = field(default=0.0, init=False, repr=False)
@@ -333,3 +335,12 @@ class FlowMatching(NoiseSchedule):
 
     def _time(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)
+
+
+def shift_time(t: Quantity, shift: float) -> Quantity:
+    """The resolution shift t -> shift t / (1 + (shift - 1) t) of Esser et al. 2024, eq. 23.
+
+    It moves lambda of a flow model by -log(shift); ``1 / shift`` undoes it. For floats, arrays and
+    tensors in [0, 1]; written so that 0 and 1 stay what they are, whatever the shift.
+    """
+    return t / (t + (1 - t) / shift)

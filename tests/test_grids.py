@@ -84,16 +84,21 @@ def test_pipeline_spacings_evaluate_whole_training_steps(n):
 
 
 @settings(max_examples=50, deadline=None)
-@given(shift=st.floats(0.2, 12), n=st.integers(1, 40))
+@given(shift=st.floats(1e-3, 1e3), n=st.integers(1, 40))
 def test_shift_moves_lambda_by_its_logarithm(shift, n):
     plain, shifted = (Grid(FlowMatching(), 0.99, 0.01, "time", shift=s) for s in (1.0, shift))
     difference = column(plain.nodes(n), "lam") - column(shifted.nodes(n), "lam")
     np.testing.assert_allclose(difference, math.log(shift), rtol=0, atol=1e-11)
 
 
-def test_shift_keeps_the_singular_ends():
-    nodes = Grid(FlowMatching(), 1.0, 0.0, "time", shift=3.0).nodes(8)
-    assert (nodes[0].t, nodes[-1].t) == (1.0, 0.0)
+@settings(max_examples=50, deadline=None)
+@given(shift=st.floats(1e-3, 1e3), n=st.integers(1, 40))
+def test_shift_keeps_the_singular_ends(shift, n):
+    rule = Grid(FlowMatching(), 1.0, 0.0, "time", shift=shift)
+    nodes = rule.nodes(n)
+    assert (nodes[0].t, nodes[0].alpha, nodes[-1].t) == (1.0, 0.0, 0.0)
+    inner = rule.between(nodes[0], nodes[-1], n)
+    np.testing.assert_allclose(column(inner, "t"), column(nodes, "t"), rtol=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
