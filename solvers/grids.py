@@ -151,6 +151,7 @@ def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[N
         raise ValueError(f"times={_brief(t)}: need a list of times in [0, {schedule.t_max:g}]")
     if not (t.diff() < 0).all():
         raise ValueError(f"times={_brief(t)}: need strictly falling times (noise to data)")
+    t = t.clamp(max=schedule.t_max)  # 1 + 2e-16 is 1, where the schedule is defined
     columns = (t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist())
     return [Node(*entry) for entry in zip(*columns, strict=True)]
 

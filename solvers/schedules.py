@@ -341,6 +341,7 @@ def shift_time(t: Quantity, shift: float) -> Quantity:
     """The resolution shift t -> shift t / (1 + (shift - 1) t) of Esser et al. 2024, eq. 23.
 
     It moves lambda of a flow model by -log(shift); ``1 / shift`` undoes it. For floats, arrays and
-    tensors in [0, 1]; written so that 0 and 1 stay what they are, whatever the shift.
+    tensors in [0, 1]; written so that 0 and 1 stay what they are, whatever the shift. A shift of 1
+    leaves every time as it is, outside [0, 1] too.
     """
-    return t / (t + (1 - t) / shift)
+    return t if shift == 1 else t / (t + (1 - t) / shift)

@@ -46,6 +46,7 @@ from ..grids import Grid, node_at
 from ..plan import DATA, Coefficient, Node, Plan, Target
 from ..registry import check_choice, check_order, count_steps, solver
 from .multistep import Corrector, Predictor, Step, multistep
+from .pure_noise import is_pure_noise
 
 TREATMENTS = ("published", "spline")
 
@@ -97,7 +98,7 @@ def dpm_solver_v3(
         they are and integrates splines through the statistics to rounding.
     lower_order_final : lower the order towards the last steps.
 
-    lambda may be infinite at the ends only: the step from alpha = 0 is of first order in the data
+    lambda may be infinite at the ends only: the step from pure noise is of first order in the data
     prediction, and the one to sigma = 0 returns it; neither needs the statistics. All other nodes
     must lie within the range of the statistics.
 
@@ -110,7 +111,7 @@ def dpm_solver_v3(
         raise ValueError(f"corrector_above={corrector_above!r}: need a time, at least 0")
     statistics = _statistics(ems)
     nodes = grid.nodes(count_steps(grid, nfe, at_least=order))
-    finite = [k for k, node in enumerate(nodes) if math.isfinite(node.lam)]
+    finite = [k for k, n in enumerate(nodes) if n.sigma > 0 and not is_pure_noise("data", n)]
     lams = [nodes[k].lam for k in finite]
     count = order + 1  # moments: the corrector may take one node more than the predictor
     if statistics is None:

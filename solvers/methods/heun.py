@@ -7,7 +7,7 @@ In y = x / alpha and s = sigma / alpha the probability-flow ODE is dy / ds = eps
             y' = y + (s' - s) ((1 - 1/(2r)) eps(y, s) + 1/(2r) eps(y_r, s + r (s' - s)));
     DPM2    the same with the inner node at s^(1-r) s'^r, a share r of the way in lambda.
 
-r = 1 is Heun's method and r = 1/2 the midpoint rule. The step to sigma = 0 (or from alpha = 0) is
+r = 1 is Heun's method and r = 1/2 the midpoint rule. The step to sigma = 0 (or from pure noise) is
 an Euler step. All three can add EDM's churn before every step.
 
 On the straight path of flow matching, Heun's method can also be that of dx / dt = v, the ODE which
@@ -73,8 +73,8 @@ def heun(
 ) -> Plan:
     """Heun's method, order 2, two evaluations a step.
 
-    ``nfe`` evaluations make (nfe + e) / 2 steps, where e counts the Euler steps at infinite
-    lambda; if that is not whole, the last step with sigma > 0 is an Euler step too.
+    ``nfe`` evaluations make (nfe + e) / 2 steps, where e counts the Euler steps from pure noise and
+    to sigma = 0; if that is not whole, the last step with sigma > 0 is an Euler step too.
 
     Parameters
     ----------

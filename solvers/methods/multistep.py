@@ -11,13 +11,13 @@ step needs anyway and which therefore costs nothing (Zhao et al. 2023, algorithm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..plan import DATA, NOISE, Coefficient, Node, Row, Target
+from .pure_noise import is_pure_noise, only_first_order
 
 Weights = tuple[float, Sequence[float]]
 
@@ -80,24 +80,27 @@ def multistep(
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
-    ``space`` is "data", "noise", or a function to the target at a node with alpha > 0. With
-    ``lower_order_final`` the order falls again to 1 at the last step. Evaluations at alpha = 0
-    (lambda = -inf) never enter a history; the step to sigma = 0 is of order 1, which is exact
-    there, unless ``through_zero`` says that the predictor is finite there; a step between equal
-    nodes leaves the state alone.
+    ``space`` is "data", "noise", or a function to the target, of data predictions, at a node with
+    alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. Evaluations
+    at pure noise (see `pure_noise`) never enter a history; the step to sigma = 0 is of order 1,
+    which is exact there, unless ``through_zero`` says that the predictor is finite there; a step
+    between equal nodes leaves the state alone.
     """
-    rows = [Row(nodes[0], target=_target(space, nodes[0]))]
+    kind = space if isinstance(space, str) else "data"
+    pure = [is_pure_noise(kind, node) for node in nodes]
+    rows = [Row(nodes[0], target=_target(space, nodes[0], pure[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
     base = newest = 0
     for i, end in enumerate(nodes[1:], start=1):
         start = rows[newest].node
-        if math.isfinite(start.lam):
+        if not pure[i - 1]:
             repeated = bool(history) and rows[history[0]].node.lam == start.lam
             history = [newest, *history[1 if repeated else 0 :]]
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
         at = [rows[j].node for j in past]
-        single = not past or (end.sigma == 0 and not through_zero) or end.lam == start.lam
-        if single:
+        first = only_first_order(kind, start, end) or end.lam == start.lam
+        first = first or (end.sigma == 0 and not through_zero)
+        if first:
             a, b = first_order(rows[newest].target or DATA, start, end)
             step, used = Step(a, [b]), [newest]
         else:
@@ -105,9 +108,9 @@ def multistep(
         if i == len(nodes) - 1:
             rows.append(_row(end, (base, newest), used, step))
             break
-        rows.append(_row(end, (base, newest), used, step, _target(space, end)))
+        rows.append(_row(end, (base, newest), used, step, _target(space, end, pure[i])))
         newest = len(rows) - 1
-        corrected = None if corrector is None or single else corrector(at, end)
+        corrected = None if corrector is None or first else corrector(at, end)
         if corrected is None:
             base = newest
         else:
@@ -135,8 +138,8 @@ def _occurs(coefficient: Coefficient) -> bool:
     return isinstance(coefficient, Tensor) or coefficient != 0
 
 
-def _target(space: str | Callable[[Node], Target], node: Node) -> Target:
+def _target(space: str | Callable[[Node], Target], node: Node, pure: bool) -> Target:
     # A noise prediction carries no information about x0 where alpha = 0.
-    if node.alpha == 0:
+    if pure:
         return DATA
     return SPACES[space] if isinstance(space, str) else space(node)

@@ -4,8 +4,8 @@ In y = x / alpha the probability-flow ODE is dy / d rho = eps, so that a tableau
 
     y_i = y_s + h sum_j a_ij eps(y_j, rho_s + c_j h),     y_t = y_s + h sum_j b_j eps(...),
 
-with h = rho_t - rho_s. The step to sigma = 0 and the step from alpha = 0, where eps or rho do not
-exist, are Euler steps.
+with h = rho_t - rho_s. The step to sigma = 0 and those from pure noise (see `pure_noise`), where
+eps or rho do not exist or more stages make it worse, are Euler steps.
 
 On the straight path of flow matching alpha and sigma are themselves linear in t, and the same
 tableau may combine velocities, v = dx / dt = eps - x0, with h = t_t - t_s (``straight``). That
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from ..grids import Grid, node_at
 from ..plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from ..schedules import NoiseSchedule
 from .multistep import first_order
+from .pure_noise import only_first_order
 
 MAX_CHURN = math.sqrt(2) - 1
 VELOCITY = Target(1.0, -1.0, 0.0)
@@ -104,10 +106,10 @@ def runge_kutta(
 ) -> Plan:
     """The plan of ``method`` with ``stages`` evaluations a step.
 
-    ``nfe`` evaluations are e Euler steps where the frame is singular (e <= 2), as many full steps
-    as fit, and one step of fewer stages if something is left, which is the last with sigma > 0.
-    ``straight`` chooses the frame of the velocity, for schedules that are linear in t.
-    Raises ValueError if nfe does not fit an explicit grid.
+    ``nfe`` evaluations are Euler steps where the frame is singular (from pure noise and to
+    sigma = 0), as many full steps as fit between them, and one step of fewer stages if something
+    is left, which is the last with sigma > 0. ``straight`` chooses the frame of the velocity, for
+    schedules that are linear in t. Raises ValueError if nfe does not fit an explicit grid.
     """
     churn = (churn or Churn()).checked()
     nodes, counts = layout(grid, nfe, stages, from_noise=straight)
@@ -134,28 +136,46 @@ def layout(
 ) -> tuple[list[Node], list[int]]:
     """The nodes and the number of evaluations of every step.
 
-    ``from_noise`` says that a step from alpha = 0 may have all its stages.
+    ``from_noise`` says that a step from pure noise may have all its stages.
     """
-    first, last = (grid.explicit[0], grid.explicit[-1]) if grid.explicit else grid.nodes(1)
-    before, after = int(first.alpha == 0 and not from_noise), int(last.sigma == 0)
     if grid.intervals is not None:
-        inner = max(0, grid.intervals - before - after)
-        most = min(grid.intervals, before + after) + stages * inner
-        least = most - (stages - 1 if inner else 0)
+        nodes = grid.nodes(grid.intervals)
+        counts = _most(nodes, stages, from_noise)
+        most = sum(counts)
+        least = most - (max(counts) - 1)
         if nfe is not None and not least <= nfe <= most:
             raise ValueError(
                 f"nfe={nfe}: the grid of {grid.intervals} intervals takes "
                 f"{most if least == most else f'{least} to {most}'}"
             )
-        nfe = most if nfe is None else nfe
-    elif nfe is None or nfe < 1:
+        return nodes, _reduced(counts, most if nfe is None else nfe)
+    if nfe is None or nfe < 1:
         raise ValueError(f"nfe={nfe!r}: need at least 1")
-    if nfe <= before + after:
-        counts = [1] * nfe
-    else:
-        full, rest = divmod(nfe - before - after, stages)
-        counts = [1] * before + [stages] * full + [rest] * (rest > 0) + [1] * after
-    return grid.nodes(len(counts)), counts
+    for steps in range(math.ceil(nfe / stages), nfe + 1):
+        nodes = grid.nodes(steps)
+        counts = _most(nodes, stages, from_noise)
+        if sum(counts) >= nfe:
+            break
+    return nodes, _reduced(counts, nfe)
+
+
+def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
+    """Evaluations of every step: all stages where they exist and help, otherwise one."""
+    noisy = [not from_noise and only_first_order("noise", *step) for step in pairwise(nodes)]
+    return [
+        1 if end.sigma == 0 or single else stages
+        for end, single in zip(nodes[1:], noisy, strict=True)
+    ]
+
+
+def _reduced(counts: list[int], nfe: int) -> list[int]:
+    """``counts`` with the last full steps made smaller until there are ``nfe`` evaluations."""
+    surplus = sum(counts) - nfe
+    for i in reversed(range(len(counts))):
+        less = min(surplus, counts[i] - 1)
+        counts[i] -= less
+        surplus -= less
+    return counts
 
 
 def _step(
@@ -163,8 +183,8 @@ def _step(
 ) -> None:
     base, start = len(rows) - 1, rows[-1].node
     stage = VELOCITY if straight else NOISE
-    single = len(tableau.c) == 1 and (start.alpha == 0 or end.sigma == 0)
-    target = DATA if single else stage
+    single = end.sigma == 0 or only_first_order("noise", start, end)
+    target = DATA if single and len(tableau.c) == 1 else stage
     rows[base] = replace(rows[base], target=target)
     outputs = [base]
     for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):

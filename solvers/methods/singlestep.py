@@ -13,6 +13,7 @@ from dataclasses import replace
 from ..grids import Grid
 from ..plan import DATA, Node, Row
 from .multistep import SPACES, first_order
+from .pure_noise import is_pure_noise, only_first_order
 
 Stage = Callable[[Sequence[Node], int, Sequence[int]], Row]
 
@@ -48,10 +49,11 @@ def blocks(grid: Grid, orders: Sequence[int], *, fixed: bool) -> list[list[Node]
 def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> list[Row]:
     """Rows of a singlestep method over blocks of nodes.
 
-    A block is shortened by a first-order step at an end where lambda is infinite, and split into
-    first-order steps where two of its nodes coincide, which keeps the number of evaluations.
+    A block is shortened by a first-order step from pure noise (see `pure_noise`) and to sigma = 0,
+    and split into first-order steps where two of its nodes coincide, which keeps the number of
+    evaluations.
     """
-    parts = [part for block in cut for part in _finite_parts(block)]
+    parts = [part for block in cut for part in _finite_parts(block, space)]
     rows = [Row(parts[0][0])]
     for nodes in parts:
         base = len(rows) - 1
@@ -59,7 +61,8 @@ def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> li
         for _ in nodes[1:]:
             newest = len(rows) - 1
             node = rows[newest].node
-            rows[newest] = replace(rows[newest], target=DATA if node.alpha == 0 else SPACES[space])
+            target = DATA if is_pure_noise(space, node) else SPACES[space]
+            rows[newest] = replace(rows[newest], target=target)
             outputs.append(newest)
             if len(nodes) == 2:
                 rows.append(_single(rows[newest], newest, nodes[1]))
@@ -68,16 +71,16 @@ def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> li
     return rows
 
 
-def _finite_parts(block: Sequence[Node]) -> list[Sequence[Node]]:
+def _finite_parts(block: Sequence[Node], space: str) -> list[Sequence[Node]]:
     if len(block) == 2:
         return [block]
     lams = [node.lam for node in block]
     if len(set(lams)) < len(lams):
         return [block[i : i + 2] for i in range(len(block) - 1)]
-    if lams[0] == -math.inf:
-        return [block[:2], *_finite_parts(block[1:])]
     if lams[-1] == math.inf:
-        return [*_finite_parts(block[:-1]), block[-2:]]
+        return [*_finite_parts(block[:-1], space), block[-2:]]
+    if only_first_order(space, block[0], block[-1]):
+        return [block[:2], *_finite_parts(block[1:], space)]
     return [block]
 
 

@@ -1,0 +1,41 @@
+r"""Pure noise, alpha = 0, and the states so near to it that they count as such.
+
+From pure noise only the first-order step in the data prediction exists, and it is exact in that
+limit. Near it the other formulas exist, but a step from rho_s = sigma / alpha to rho_t, a factor
+R = rho_s / rho_t below, loses twice:
+
+* *Rounding.* A combination of noise predictions multiplies x_s by alpha_t / alpha_s and takes
+  nearly all of it off again, which costs R units in the last place. (The weights of UniPC's bh1
+  grow like log(R) in either space.)
+* *Truncation.* With D the data prediction, a second evaluation of eps = (x - alpha D) / sigma
+  enters the result as R (D_t - D_s). For rho >> 1 the error of Heun's method is R - 1 times that of
+  the first-order step, which therefore wins from R = 2 on; a corrector in noise space does no
+  better, and multistep methods in noise space amplify rounding by about R - 1 a step.
+
+So states below a first bound are pure noise, and below a second one, where no published solver in
+noise space has its nodes, long steps are of first order. Shorter ones keep their order.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..plan import Node
+
+PURE = {"data": 9e-7, "noise": 1e-5}
+"""alpha / sigma of the first bound. (diffusers starts UniPC, in data space, at 1e-6.)"""
+DEEP = 1 / 200
+"""alpha / sigma of the second bound. (The published singlestep solvers start at 1/152.)"""
+LONG = math.log(2)
+"""In lambda."""
+
+
+def is_pure_noise(space: str, node: Node) -> bool:
+    """Whether a step from ``node`` is of first order in the data prediction, without history."""
+    return node.alpha < PURE[space] * node.sigma
+
+
+def only_first_order(space: str, start: Node, end: Node) -> bool:
+    """Whether the step is of first order: from pure noise, or long and near it in noise space."""
+    long = space == "noise" and end.lam - start.lam > LONG
+    return start.alpha < (DEEP if long else PURE[space]) * start.sigma
