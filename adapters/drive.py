@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import Evaluation, Noise, Plan
+from logsnr.solvers import Evaluation, Node, Noise, Plan
+from logsnr.solvers.executors import Mark, TensorRows
 from logsnr.solvers.prediction import to_data
-from logsnr.solvers.run import executor_for, proceed
+from logsnr.solvers.run import executor_for, proceed, version
 
 
 class Drive:
@@ -22,12 +24,22 @@ class Drive:
     prediction : what the network predicts, once its output is multiplied by ``sign`` (1 or -1).
     threshold : applied to every data prediction.
     differentiable : keep the graph of the steps.
+    place : which evaluation of a longer list the first one is.
+    eta : what the plan was made with.
 
     Attributes
     ----------
+    place : that of the next evaluation.
+    nodes : of all evaluations of the run.
     generator, variance_noise : where the noise of the next step comes from: a torch.Generator, a
         list of one for each sample, or the noise itself.
     """
+
+    # The caller's tensors are known by identity, and kept alive by nobody but the caller.
+    _handed: Callable[[], Tensor | None]
+    _taken: Callable[[], Tensor | None]
+    _mark: tuple[Mark, Tensor, int, int] | None
+    evaluation: Evaluation | None
 
     def __init__(
         self,
@@ -38,6 +50,8 @@ class Drive:
         sign: float = 1.0,
         threshold: Callable[[Tensor], Tensor] | None = None,
         differentiable: bool = False,
+        place: int = 0,
+        eta: float = 0.0,
     ):
         self.prediction = prediction
         self.sign = sign
@@ -46,40 +60,87 @@ class Drive:
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
         self.differentiable = differentiable
-        handed_on = prediction if threshold is None else "sample"
-        self.executor = executor_for(plan, sample, handed_on, differentiable=differentiable)
+        self.eta = eta
+        self.begin = self.place = place
+        self.nodes: list[Node] = [plan.rows[k].node for k in plan.evaluated]
+        self.executor = executor_for(plan, sample, self._handed_on, differentiable=differentiable)
+        self._forget()
+        self._handed = ref(sample)
         self._proceed(sample, 0)
+
+    @property
+    def _handed_on(self) -> str:
+        return self.prediction if self.threshold is None else "sample"
+
+    def _forget(self) -> None:
+        self._handed = self._taken = _nothing
+        self._mark = None
 
     def _proceed(self, handed: Tensor, begin: int) -> None:
         self.process = proceed(self.executor, handed, self._draw, begin)
-        self.evaluation: Evaluation | None = next(self.process)
+        self.evaluation = next(self.process)
+        self._version = version(handed)
 
     def __getstate__(self) -> dict[str, Any]:
         # A live generator cannot be copied, but what it works with can.
         state = {**self.__dict__, "generator": None, "variance_noise": None}
-        state.pop("process", None)  # the copy of a run that had ended has none
+        for name in ("process", "_handed", "_taken", "_mark"):
+            state.pop(name, None)  # the copy of a run that had ended has no process
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._forget()
         if self.evaluation is not None:
             self._proceed(self.evaluation.x, self.evaluation.index)
+
+    @property
+    def node(self) -> Node:
+        """At which the network is to be called next."""
+        return self.nodes[self.place - self.begin]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still has the state that was handed out last."""
+        return self._handed() is not None
+
+    def gave(self, sample: Tensor) -> bool:
+        """Whether ``sample`` is the tensor that the last `step` handed out."""
+        return self._handed() is sample
+
+    def took(self, sample: Tensor) -> bool:
+        """Whether the last `step` was made from ``sample``, and can be made again."""
+        return (
+            self._mark is not None and self._taken() is sample and version(sample) == self._mark[3]
+        )
+
+    def step_back(self) -> None:
+        """Take the last `step` back: the next one may be given another output at its state."""
+        assert self._mark is not None
+        mark, handed, index, _ = self._mark
+        self.executor.rewind(mark)
+        self._proceed(handed, index)
+        self._handed, self._mark = self._taken, None
+        self.place -= 1
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send the network's output at ``sample``; the next state (the result in the end).
 
         A ``sample`` that is not the tensor handed out before, or was changed in place, is taken
-        as an edit and carried on. Raises ValueError after the last step.
+        as an edit and carried on. From the first step on whose output or state requires grad, the
+        graph is kept. Raises ValueError after the last step.
         """
         evaluation, self.evaluation = self.evaluation, None
         if evaluation is None:
             raise ValueError("step was called after the run ended: call set_timesteps first")
-        if output.requires_grad and not self.differentiable and torch.is_grad_enabled():
-            raise ValueError(
-                "model_output requires grad, but that of the first step did not: run the whole "
-                "loop with gradients, or detach it"
-            )
-        evaluation.x = sample
+        if torch.is_grad_enabled() and (output.requires_grad or sample.requires_grad):
+            evaluation = self._differentiate(evaluation)
+        handed, index = evaluation.x, evaluation.index
+        edited = not self.gave(sample) or version(sample) != self._version
+        if edited or sample.requires_grad:
+            evaluation.x = sample
+        self._taken = ref(sample)
+        self._mark = None if edited else (self.executor.mark(), handed, index, self._version)
         if self.sign != 1:
             output = -output
         if self.threshold is not None:
@@ -87,11 +148,31 @@ class Drive:
             precise = torch.promote_types(sample.dtype, torch.float32)
             output = self.threshold(out * output.to(precise) + state * sample)
         try:
-            evaluation = self.process.send(output)
+            self.evaluation = evaluation = self.process.send(output)
         except StopIteration as stop:
+            self.place, self._handed = self.place + 1, _nothing
             return stop.value
-        self.evaluation = evaluation
-        return evaluation.x
+        self.place += 1
+        # What is handed out is another tensor than what is kept, to see when the caller drops it.
+        # Gradients want the very same.
+        handed = evaluation.x if self.differentiable else evaluation.x.detach()
+        self._handed, self._version = ref(handed), version(handed)
+        return handed
+
+    def _differentiate(self, evaluation: Evaluation) -> Evaluation:
+        """Keep the graph from here on: what came before is constant."""
+        if not self.differentiable:
+            self.differentiable, index = True, evaluation.index
+            executor = TensorRows(self.executor.plan, self._handed_on, evaluation.x)
+            if not isinstance(self.executor, TensorRows):
+                executor.take_over(self.executor, index)
+                self.executor = executor
+            kept = self._version
+            self._proceed(evaluation.x, index)
+            again, self.evaluation, self._version = self.evaluation, None, kept
+            assert again is not None
+            return again
+        return evaluation
 
     def _draw(self, term: Noise, like: Tensor) -> Tensor:
         if self.variance_noise is not None:
@@ -106,3 +187,7 @@ class Drive:
             like.shape, generator=self.generator, device=like.device, dtype=self.dtype
         )
         return noise.to(like.dtype)
+
+
+def _nothing() -> None:
+    """A reference to a tensor that is not there."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,24 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from logsnr.solvers import EMS, DiscreteVP, FlowMatching, Node, Plan
+from logsnr.solvers import EMS, FlowMatching, Node
 from logsnr.solvers.names import also_named
-from logsnr.solvers.prediction import to_data
 
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
+from .course import Course, called, lay_out
 from .description import Description, described
 from .drive import Drive
-from .ems_file import check_fits, check_shape, read_beside, write_beside
+from .ems_file import check_shape, read_beside, write_beside
 from .keys import check_known, defaults, in_force, said_only, unsaid
-from .layout import Layout, layout, node_told, training_timesteps
+from .layout import node_told, training_timesteps
 from .noise_levels import noisy
 from .noise_schedules import noise_schedule
-from .options import solver_name, solver_options, table_changes
-from .plans import nfe_through, plan_for, steps_spent
+from .options import solver_name
+from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler
-
-# Their schedulers in diffusers lay out steps of two evaluations.
-STEPS_OF_TWO = ("heun", "dpm2")
+from .timetable import Timetable
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):
@@ -80,14 +77,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     _described: Description | None = None
-    _drive: Drive | None = None
-    _layout: Layout | None = None
-    _whole_run: tuple[Node, ...] = ()  # the nodes of a run that begins at the first timestep
-    _nodes: Sequence[Node] = ()  # at which the network is called
-    _step_index: int | None = None
+    _course: Course | None = None
+    _table: Timetable | None = None
     _begin_index: int | None = None
+    _index: int | None = None  # what the caller has set _step_index to
+    _wanted: int | None = None  # where the caller said that the next step is
+    _first = 0  # where in the table the first of timesteps is
 
-    @also_named(OTHER_NAMES)
     @register_to_config
     def __init__(
         self,
@@ -147,6 +143,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(**checked(self.config))
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
+        self._runs = Runs()
         self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
 
     @classmethod
@@ -222,43 +219,32 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
         Raises ValueError for bad values, here or in the config.
         """
-        config, description = self.config, self._describe()
-        schedule, name = description.schedule, description.solver
-        result = layout(
-            config,
-            schedule,
-            name,
-            num_inference_steps,
-            timesteps=_listed("timesteps", timesteps),
-            sigmas=_listed("sigmas", sigmas),
-            mu=None if mu is None else _number("mu", mu),
-        )
-        _check_start(description.prediction, result.nodes[0])
-        if description.ems is not None:
-            check_fits(description.ems, schedule, result)
-        n, whole_run = len(result.timesteps), result
-        options = solver_options(config, n, n, 0.0)
-        if result.listed is not None:
-            try:
-                n = nfe_through(schedule, name, result.nodes, options)
-            except ValueError as error:
-                raise ValueError(
-                    f"{result.listed} lists {n} evaluations, and solver={name!r} does not go "
-                    f"through all of them: {error}"
-                ) from error
-        elif name in STEPS_OF_TWO and timesteps is None and sigmas is None:
-            steps = steps_spent(schedule, name, result.nodes, n, options)
-            whole_run = layout(config, schedule, name, steps, mu=mu)
-        called = _called(self._plan(whole_run.nodes, n, n, 0.0))
-        whole = isinstance(schedule, DiscreteVP) and result.whole
-        told = torch.tensor(whole_run.told(called, schedule, len(self)), dtype=torch.float64)
-        self.timesteps = told.to(torch.int64 if whole else torch.float32).to(device)
+        asked: dict[str, Any] = {
+            "n": num_inference_steps,
+            "timesteps": _listed("timesteps", timesteps),
+            "sigmas": _listed("sigmas", sigmas),
+            "mu": None if mu is None else _number("mu", mu),
+        }
+        course = lay_out(self.config, self._describe(), **asked)
         # As in diffusers, only flow models have their noise levels where the network is.
-        levels = torch.tensor(result.levels([*called, result.nodes[-1]], schedule))
-        self.sigmas = levels.to(device if isinstance(schedule, FlowMatching) else None)
-        self.num_inference_steps = n
-        self._layout, self._whole_run, self._nodes = result, whole_run.nodes, called
-        self._drive = self._step_index = self._begin_index = None
+        flow = isinstance(course.schedule, FlowMatching)
+        table = Timetable(
+            course.told(course.nodes),
+            course.levels([*course.nodes, course.end]),
+            course.nodes,
+            device,
+            device if flow else None,
+        )
+        self._asked = asked
+        self._follow(course, table)
+        self._begin_index = None
+
+    def _follow(self, course: Course, table: Timetable) -> None:
+        self._course, self._table, self._runs = course, table, Runs()
+        self.timesteps, self.sigmas = table.timesteps, table.sigmas
+        self.num_inference_steps = course.nfe
+        self._index = self._wanted = None
+        self._first = 0
 
     def step(
         self,
@@ -288,12 +274,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
-        drive = self._drive
-        if drive is None:
-            drive = self._drive = self._start(model_output, timestep, sample, eta)
-        drive.generator, drive.variance_noise = generator, variance_noise
-        previous = drive.step(model_output, sample)
-        self._step_index += 1  # type: ignore[operator]  # _start has set it
+        place = self._place(timestep)
+        last = self._runs.current
+        run = self._runs.find(place, sample)
+        if run is None or run.eta != eta:
+            run = self._begin(place, model_output, sample, eta)
+        elif run is not last:
+            self._tell(run.place, run.nodes[run.place - run.begin :])
+        run.generator, run.variance_noise = generator, variance_noise
+        previous = run.step(model_output, sample)
+        self._index = self._wanted = None
         if return_dict:
             return SchedulerOutput(prev_sample=previous)
         return StateOnly((previous,)) if self._description.edm else (previous,)
@@ -325,15 +315,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at ``timesteps`` (one or B entries).
 
-        In a run that was told where it begins, this is the current node, as in diffusers;
-        otherwise the node of each timestep, or the training schedule's level.
+        The levels of the run if all of ``timesteps`` are its own, and of training otherwise.
         """
-        values = torch.as_tensor(timesteps)
-        current = self._begin_index if self._step_index is None else self._step_index
-        if self._begin_index is not None and current is not None and current < len(self._nodes):
-            nodes = [self._nodes[current]] * max(1, values.numel())
-        else:
-            nodes = [self._node_of(told) for told in values.reshape(-1).tolist()]
+        nodes = self._nodes_of(torch.as_tensor(timesteps))
         return noisy(original_samples, noise, nodes, self._description.unit)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -349,7 +333,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 "remain; with a strength, num_inference_steps * strength must be at least 1"
             )
         self._begin_index = begin_index
-        self._drive = self._step_index = None
+        self._runs, self._index, self._wanted = Runs(), None, self._first + begin_index
 
     @property
     def begin_index(self) -> int | None:
@@ -361,7 +345,22 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """The index of the next step in ``timesteps``, None before the first."""
         return self._step_index
 
-    @cached_property
+    @property
+    def _step_index(self) -> int | None:
+        run = self._runs.current
+        if self._index is not None or run is None:
+            return self._index
+        return run.place - self._first
+
+    @_step_index.setter
+    def _step_index(self, index: int | None) -> None:
+        # Pipelines set it to None to begin again, and count it down to repeat a step.
+        if index is None:
+            self._runs = Runs()
+        self._index = index
+        self._wanted = None if index is None else self._first + index
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 of the training steps, float32. Flow and EDM schedulers have none."""
         steps = self._description.steps
@@ -375,33 +374,49 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def __getstate__(self) -> dict[str, Any]:
         # A copy made in the middle of a run goes on by itself, where it is. A run that records
         # gradients cannot be copied: there it starts afresh from where it is.
-        drive = self._drive
-        kept = None if drive is None or drive.differentiable else deepcopy(drive)
-        return {**self.__dict__, "_drive": kept}
+        state = {**self.__dict__}
+        run = self._runs.current
+        if run is not None and run.differentiable:
+            state["_index"] = self._step_index
+        if self._table is not None:
+            # The times of a copy are its own: a run may change those that are to come.
+            state["_table"] = table = deepcopy(self._table)
+            for name in ("timesteps", "sigmas"):
+                if state[name] is getattr(self._table, name):
+                    state[name] = getattr(table, name)
+            state["_runs"] = deepcopy(self._runs)
+        return state
 
-    def _start(self, output: Tensor, timestep: Any, sample: Tensor, eta: float) -> Drive:
-        if self._layout is None:
+    def _place(self, timestep: Any) -> int:
+        """Where in the run ``timestep`` is."""
+        table = self._table
+        if table is None or self._course is None:
             raise ValueError("step was called before set_timesteps")
+        run, wanted = self._runs.current, self._wanted
+        if wanted is None:
+            return table.place(timestep, 0 if run is None else run.place)
+        place = table.place(timestep, wanted)
+        if place != wanted:
+            raise ValueError(
+                f"timestep={table.told[place]:g} is entry {place - self._first} of timesteps, but "
+                f"the step to come was set to {wanted - self._first}"
+            )
+        return place
+
+    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
+        """A new run from ``place`` to the end."""
         if not sample.is_floating_point():
             raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
         if output.device != sample.device:
             raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
-        n = len(self._nodes)
-        begin = self._step_index
-        if begin is None:
-            begin = self._begin_index
-        if begin is None:
-            begin = self._position(timestep)
-        if not 0 <= begin < n:
-            raise ValueError(f"the run of {n} evaluations has no step {begin}: call set_timesteps")
-        description = self._description
+        assert self._course is not None and self._table is not None
+        description = self._course.description
         if description.ems is not None:
             check_shape(description.ems, tuple(sample.shape[1:]))
-        plan = self._plan(self._remaining(begin), n, n - begin, eta)
-        if begin > 0:
-            self._lay_out_again(begin, plan)
-        self._step_index = begin
-        return Drive(
+        self._check_level(place, sample)
+        plan = self._course.plan(place, self._table.nodes, eta)
+        self._tell(place, called(plan))
+        run = Drive(
             plan,
             description.prediction,
             sample,
@@ -409,7 +424,22 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             threshold=description.threshold,
             differentiable=torch.is_grad_enabled()
             and (sample.requires_grad or output.requires_grad),
+            place=place,
+            eta=eta,
         )
+        self._runs.begin(run)
+        return run
+
+    def _check_level(self, place: int, sample: Tensor) -> None:
+        """ValueError for a state that is known to be noisier than at ``place``."""
+        assert self._table is not None
+        told, run = self._table.told, self._runs.giver(sample)
+        if run is not None and run.place < place and run.node.lam < self._table.nodes[place].lam:
+            raise ValueError(
+                f"timestep={told[place]:g}, but sample is the state for timestep "
+                f"{told[run.place]:g}: a step goes to the next of timesteps; to make larger ones, "
+                "lay them out with set_timesteps"
+            )
 
     @property
     def _internal_dict(self) -> Config:
@@ -434,76 +464,29 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._described = described(self.config)
         return self._described
 
-    def _is_view(self, timestep: Any) -> bool:
-        if not isinstance(timestep, Tensor):
-            return False
-        ours = self.timesteps
-        return timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
+    @property
+    def _nodes(self) -> Sequence[Node]:
+        return () if self._table is None else self._table.nodes
 
-    def _position(self, timestep: Any) -> int:
-        """Where ``timestep`` is in ``timesteps``.
-
-        Pipelines hand over a view of it, whose offset is the place; a copy is searched by value.
-        """
-        ours = self.timesteps
-        if isinstance(timestep, Tensor):
-            if self._is_view(timestep) and timestep.dtype == ours.dtype:
-                return int(timestep.storage_offset() - ours.storage_offset())
-            timestep = timestep.reshape(-1)[0].item()
-        # The nearest, because pipelines may have rounded the copy to the network's precision.
-        values = ours.tolist()
-        place = min(range(len(values)), key=lambda k: abs(values[k] - float(timestep)))
-        if place > 0 and values.count(values[place]) > 1:
-            raise ValueError(
-                f"timestep={float(timestep):g} occurs more than once in timesteps: begin with an "
-                "entry of timesteps itself, not a copy, or call set_begin_index"
-            )
-        return place
-
-    def _remaining(self, begin: int) -> tuple[Node, ...]:
-        assert self._layout is not None
-        if begin == 0:
-            return self._whole_run
-        grid, start = self._layout.nodes, self._nodes[begin]
-        several = self._description.solver in STEPS_OF_TWO or len(self._nodes) >= len(grid)
-        if not several and start == grid[begin]:
-            return grid[begin:]
-        # Every second slice of steps of two goes on with them; the others need nodes between, or,
-        # after the last one, an evaluation that changes nothing.
-        steps = (len(self._nodes) - begin) // 2 + 1
-        later = [node for node in self._whole_run if node.lam > start.lam]
-        if len(later) < steps:
-            later = [node for node in grid if node.lam > start.lam]
-        idle = max(0, steps - len(later)) if self._description.solver in STEPS_OF_TWO else 0
-        return (*[start] * (1 + idle), *later)
-
-    def _plan(self, nodes: tuple[Node, ...], n: int, nfe: int, eta: float) -> Plan:
-        description, options = self._description, solver_options(self.config, n, nfe, eta)
-        changes = table_changes(self.config, options, begin=n - nfe)
-        return plan_for(description.schedule, description.solver, nodes, nfe, options, **changes)
-
-    def _lay_out_again(self, begin: int, plan: Plan) -> None:
-        """Write the times of the remaining evaluations where the pipeline will read them.
+    def _tell(self, begin: int, nodes: Sequence[Node]) -> None:
+        """Have the evaluations from ``begin`` on at ``nodes``, of which the first was just made.
 
         Pipelines iterate over views of ``timesteps``, so that values written in place are seen.
         """
-        assert self._layout is not None
-        called = _called(plan)
-        if called == list(self._nodes[begin:]):
-            return
-        self._nodes = [*self._nodes[:begin], *called]
-        schedule = self._description.schedule
-        told = self._layout.told(called, schedule, len(self))
-        self.timesteps[begin:] = torch.tensor(told, dtype=torch.float64).to(self.timesteps.dtype)
-        self.sigmas[begin:-1] = torch.tensor(self._layout.levels(called, schedule))
+        assert self._course is not None and self._table is not None
+        if list(nodes) != self._table.nodes[begin:]:
+            self._table.rewrite(begin, nodes, self._course.told(nodes), self._course.levels(nodes))
 
-    def _node_of(self, told: float) -> Node:
-        """The node at which the network is told ``told``, of the run or of training."""
-        if self._layout is not None:
-            values = self.timesteps.tolist()
-            if told in values:
-                return self._nodes[values.index(told)]
-        return node_told(self.config, self._description.schedule, told)
+    def _nodes_of(self, timesteps: Tensor) -> list[Node]:
+        """The nodes at which the network is told ``timesteps``: of the run, or else of training."""
+        if self._table is not None:
+            run = self._runs.current
+            here = run.place if run is not None and self._wanted is None else self._wanted
+            places = self._table.all_places(timesteps, here)
+            if places is not None:
+                return [self._table.nodes[place] for place in places]
+        schedule = self._description.schedule
+        return [node_told(self.config, schedule, told) for told in timesteps.flatten().tolist()]
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)
@@ -517,17 +500,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             f"model_output has shape {tuple(output.shape)}: need that of sample, "
             f"{tuple(sample.shape)}"
         )
-
-
-def _called(plan: Plan) -> list[Node]:
-    return [plan.rows[k].node for k in plan.evaluated]
-
-
-def _check_start(prediction: str, start: Node) -> None:
-    try:
-        to_data(prediction, start)
-    except ValueError as error:
-        raise ValueError(f"prediction_type: {error}") from error
 
 
 def _listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] | None:

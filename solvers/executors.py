@@ -10,6 +10,7 @@ Both keep states and outputs in float32 or better.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -22,6 +23,9 @@ from .edits import Edit, corrects, transport
 from .noise import NoiseSource
 from .plan import Coefficient, Plan
 from .prediction import to_target
+
+# States, outputs, the newest output and the edit that wait for an evaluation.
+Mark = tuple[dict[int, Tensor], dict[int, Tensor], Tensor, Edit | None]
 
 
 class Store(NamedTuple):
@@ -49,6 +53,7 @@ class Program:
 
     sums: tuple[Sum, ...]
     stores: tuple[Store | None, ...]
+    scales: Mapping[int, float]  # of stored outputs: g_k = scale * what is in its slot
     weights: Tensor  # (rows, slots) float64
     spent: tuple[tuple[int, ...], ...]  # states that nothing needs once row k is evaluated
     slots: int
@@ -109,7 +114,7 @@ def compile_plan(plan: Plan, prediction: str) -> Program:
     for k in plan.evaluated:
         spent[k] = tuple(j for j in range(k + 1) if j in alive and state_use[j] <= k)
         alive.difference_update(spent[k])
-    return Program(tuple(sums), tuple(stores), weights, tuple(spent), weights.shape[1])
+    return Program(tuple(sums), tuple(stores), scales, weights, tuple(spent), weights.shape[1])
 
 
 def _direct(plan: Plan, prediction: str, k: int) -> tuple[float, float] | None:
@@ -157,6 +162,15 @@ class FusedRows:
     def start(self, x: Tensor) -> Tensor:
         self.states[0] = x.to(self.block.dtype)
         return self.states[0]
+
+    def mark(self) -> Mark:
+        """What `rewind` needs to evaluate the same row again, until another one is."""
+        # An evaluation overwrites no slot that its own row or a later one reads.
+        return dict(self.states), {}, self.output, self.edited
+
+    def rewind(self, mark: Mark) -> None:
+        states, _, self.output, self.edited = mark
+        self.states = dict(states)
 
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
         if self.program.sums[k].extra:
@@ -256,6 +270,27 @@ class TensorRows:
     def start(self, x: Tensor) -> Tensor:
         self.states[0] = self.like
         return self.like
+
+    def take_over(self, rows: FusedRows, k: int) -> None:
+        """Go on where ``rows`` waits for the evaluation of row k."""
+        self.states, self.drawn, self.edited = dict(rows.states), rows.drawn, rows.edited
+        for j in self.plan.evaluated:
+            if j >= k or self.output_use[j] < k:
+                continue
+            store = rows.program.stores[j]
+            if store is None:  # row k takes the newest output as it came
+                out, state = self.conversions[j]
+                self.outputs[j] = self.states[j] * state + out * rows.output.to(self.like.dtype)
+            else:
+                self.outputs[j] = rows.slots[store.slot] * rows.program.scales[j]
+
+    def mark(self) -> Mark:
+        """What `rewind` needs to evaluate the same row again."""
+        return dict(self.states), dict(self.outputs), self.like, self.edited
+
+    def rewind(self, mark: Mark) -> None:
+        states, outputs, _, self.edited = mark
+        self.states, self.outputs = dict(states), dict(outputs)
 
     def combine(self, k: int, draw: NoiseSource) -> Tensor:
         self.drawn = [draw(term, self.like) for term in self.plan.rows[k].noise]

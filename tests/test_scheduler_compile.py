@@ -43,8 +43,7 @@ def plan_of(solver: str) -> Plan:
     config, _ = FAMILIES["sd"]
     scheduler = PlanScheduler(**config, solver=solver)
     scheduler.set_timesteps(NFE)
-    nodes = scheduler._layout.nodes
-    return scheduler._plan(nodes, NFE, NFE, 0.0)
+    return scheduler._course.plan(0, scheduler._nodes, 0.0)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++", "unipc", "heun"])

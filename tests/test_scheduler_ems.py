@@ -81,7 +81,7 @@ def test_a_pipeline_loop_is_the_plan_of_make_plan(family, granularity):
     scheduler.set_timesteps(7, **given)
     looped = drive(scheduler, start(torch.float64))
 
-    schedule, nodes = schedule_of(config), scheduler._layout.nodes
+    schedule, nodes = schedule_of(config), scheduler._course.layout.nodes
     options = {"order": 2, "ems": ems, "treatment": "spline"}
     plan = make_plan(V3, schedule, times=[node.t for node in nodes], **options)
     told = iter(scheduler.timesteps)

@@ -120,7 +120,7 @@ BAD = {
         lambda: scheduler_for("unipc").step(start(), 0, start()),
         "before set_timesteps",
     ),
-    "after the end": (steps_too_many, "after the run ended"),
+    "after the end": (steps_too_many, "timestep=0 is not one of the run's timesteps.*500"),
     "rising times": (bad_timesteps(timesteps=[0.5, 0.1], config=FLOW_INVERTED), "falling"),
     "two flags": (
         bad_timesteps(5, config={"use_karras_sigmas": True, "use_beta_sigmas": True}),

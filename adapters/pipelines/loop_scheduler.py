@@ -23,6 +23,7 @@ from logsnr.solvers.prediction import to_data
 from ..noise_schedules import noise_schedule
 from ..options import output_sign, prediction_type, threshold
 from ..scheduler import PlanScheduler
+from ..timetable import Timetable
 from .algorithm import Algorithm, Loop
 from .batched import Batches
 from .drivers import Counts, Driver, OneByOne, opening
@@ -82,14 +83,13 @@ class LoopScheduler(PlanScheduler):
         if not self.may_begin_later:
             spare = self.algorithm.groups is not None  # the first iteration may go unused
             iterations = (self.algorithm.iterations or iterations) + spare
-        self._nodes = [*nodes, *[nodes[-1]] * iterations][:iterations]
+        nodes = [*nodes, *[nodes[-1]] * iterations][:iterations]
+        device, levels_device = self.timesteps.device, self.sigmas.device
+        self._table = self._timetable([*nodes, end], device, levels_device)
         if self.algorithm.opening is not None and not self.may_begin_later:
-            self._nodes[0] = opening(self.algorithm, self._loop(0))[0]
-        whole = self.whole_timesteps and isinstance(self._schedule, DiscreteVP)
-        told = torch.tensor([self._told(node) for node in self._nodes], dtype=torch.float32)
-        self.timesteps = told.to(self.timesteps.device, torch.int64 if whole else torch.float32)
-        levels = torch.tensor([self._level(node) for node in [*self._nodes, end]])
-        self.sigmas = levels.to(self.sigmas)
+            nodes[0] = opening(self.algorithm, self._loop(0))[0]
+            self._table = self._timetable([*nodes, end], device, levels_device)
+        self.timesteps, self.sigmas = self._table.timesteps, self._table.sigmas
         self.driver, self.stopped = None, False
 
     def step(
@@ -149,7 +149,7 @@ class LoopScheduler(PlanScheduler):
                 f"algorithm, which is at t={driver.nodes[0].t:.4g}, needs more: raise it"
             )
         else:
-            self._tell(place + 1, driver.nodes[0])
+            self._ask(place + 1, driver.nodes[0])
 
     def _stop(self) -> None:
         # Pipelines that can be interrupted set the flag when they are called.
@@ -174,8 +174,8 @@ class LoopScheduler(PlanScheduler):
     # What the algorithm is given
 
     def _grid(self) -> tuple[Node, ...]:
-        assert self._layout is not None
-        return self._layout.nodes
+        assert self._course is not None
+        return self._course.layout.nodes
 
     def _loop(self, begin: int) -> Loop:
         allotted, needed = len(self._nodes) - begin, self.algorithm.iterations or 1
@@ -214,21 +214,31 @@ class LoopScheduler(PlanScheduler):
     # What the pipeline is told
 
     def _told(self, node: Node) -> float:
-        assert self._layout is not None
+        assert self._course is not None
         schedule = self._schedule
         if isinstance(schedule, DiscreteVP) and not self.whole_timesteps:
             return schedule.network_time(node.t)
-        (told,) = self._layout.told([node], schedule, len(self))
+        (told,) = self._course.layout.told([node], schedule, len(self))
         return round(told) if isinstance(schedule, DiscreteVP) else told
 
     def _level(self, node: Node) -> float:
-        assert self._layout is not None
-        return self._layout.levels([node], self._schedule)[0]
+        assert self._course is not None
+        return self._course.layout.levels([node], self._schedule)[0]
 
-    def _tell(self, place: int, node: Node) -> None:
-        self._nodes[place] = node  # type: ignore[index]  # set_timesteps has made it a list
-        self.timesteps[place] = self._told(node)
-        self.sigmas[place] = self._level(node)
+    def _timetable(self, nodes: Sequence[Node], device: Any, levels_device: Any) -> Timetable:
+        """That of evaluations at ``nodes``, of which the last is the end."""
+        told, levels = self._values(nodes[:-1], nodes)
+        return Timetable(told, levels, nodes[:-1], device, levels_device)
+
+    def _values(self, nodes: Sequence[Node], levels: Sequence[Node]) -> tuple[Tensor, Tensor]:
+        whole = self.whole_timesteps and isinstance(self._schedule, DiscreteVP)
+        told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
+        dtype = torch.int64 if whole else torch.float32
+        return told.to(dtype), torch.tensor([self._level(node) for node in levels])
+
+    def _ask(self, place: int, node: Node) -> None:
+        assert self._table is not None
+        self._table.rewrite(place, [node], *self._values([node], [node]))
 
     def _times_of_samples(self) -> tuple[Tensor, float]:
         """What each sample of a batch is to be told, and the time that the pipeline was told."""
@@ -243,11 +253,12 @@ class LoopScheduler(PlanScheduler):
 
     def _place(self, timestep: Any) -> int:
         """Which of ``timesteps`` the pipeline was at; ValueError unless it is the one expected."""
-        seen = self._position(timestep)
+        assert self._table is not None
         expected = self._begin_index if self._step_index is None else self._step_index
         if expected is None:
-            return seen
-        if self._is_view(timestep):
+            return self._table.place(timestep, 0)
+        if self._table.is_view(timestep):
+            seen = self._table.place(timestep, expected)
             if seen == expected:
                 return expected
             found = f"is at step {seen}, the algorithm at {expected}"

@@ -1,0 +1,162 @@
+"""What the network is told at the evaluations of a run, and where in it a call of ``step`` is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.solvers import Node
+from logsnr.solvers.run import version
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+class Timetable:
+    """The ``timesteps`` and ``sigmas`` of a run, as pipelines read them, and their nodes.
+
+    Pipelines hand views of ``timesteps`` to ``step``, whose offset is the place; no value has to be
+    read for that. A copy is searched by value.
+
+    Parameters
+    ----------
+    told, levels : the values of the two, on the CPU.
+    nodes : of the evaluations.
+    device, levels_device : where pipelines want the two.
+    """
+
+    def __init__(
+        self,
+        told: Tensor,
+        levels: Tensor,
+        nodes: Sequence[Node],
+        device: Any = None,
+        levels_device: Any = None,
+    ):
+        self.told: list[float] = told.tolist()
+        self.levels: list[float] = levels.tolist()
+        self.nodes = list(nodes)
+        with torch.inference_mode(False):  # whose tensors do not count their changes
+            self.show(told.clone().to(device), levels.clone().to(levels_device))
+
+    def show(self, timesteps: Tensor, sigmas: Tensor) -> None:
+        """Take these tensors, which hold the values of the table, for those that callers read."""
+        self.timesteps, self.sigmas = timesteps, sigmas
+        self._watch()
+
+    def _watch(self) -> None:
+        self._storage = self.timesteps.untyped_storage().data_ptr()
+        self._versions = version(self.timesteps), version(self.sigmas)
+
+    def __getstate__(self) -> dict[str, Any]:
+        as_it_was = self._versions == (version(self.timesteps), version(self.sigmas))
+        return {**self.__dict__, "_storage": as_it_was}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        as_it_was = self._storage
+        self._watch()
+        if not as_it_was:
+            self._versions = -1, -1
+
+    def untouched(self, timesteps: Any, sigmas: Any) -> bool:
+        """Whether these are the tensors of the table, without a change in place."""
+        return (
+            timesteps is self.timesteps
+            and sigmas is self.sigmas
+            and (version(timesteps), version(sigmas)) == self._versions
+        )
+
+    def is_view(self, timestep: Any) -> bool:
+        """Whether ``timestep`` is a part of ``timesteps``, not a copy."""
+        return (
+            isinstance(timestep, Tensor)
+            and timestep.untyped_storage().data_ptr() == self._storage
+            and timestep.dtype == self.timesteps.dtype
+        )
+
+    def place(self, timestep: Any, expected: int) -> int:
+        """Where ``timestep`` is: at the ``expected`` place if its value leaves a choice.
+
+        ValueError for a time that is none of the table's, and for a copy of one that occurs twice.
+        """
+        if self.is_view(timestep) and (timestep.numel() == 1 or not any(timestep.stride())):
+            return int(timestep.storage_offset() - self.timesteps.storage_offset())
+        value = _single(timestep)
+        if 0 <= expected < len(self.told) and self.told[expected] == value:
+            return expected
+        half = isinstance(timestep, Tensor) and timestep.dtype in HALF_TYPES
+        found = self.places(value, timestep.dtype if half else None)
+        if not found:
+            raise ValueError(
+                f"timestep={value:g} is not one of the run's timesteps {_around(self.told, value)}"
+                ": hand over an entry of timesteps, or lay out others with set_timesteps"
+            )
+        if len(found) == 1 or expected in found:
+            return expected if expected in found else found[0]
+        raise ValueError(
+            f"timestep={value:g} occurs more than once in timesteps: hand over an entry of "
+            "timesteps itself, not a copy, or call set_begin_index"
+        )
+
+    def places(self, value: float, kind: torch.dtype | None = None) -> list[int]:
+        """Where ``value`` is told, as a number of the half-precision type ``kind``.
+
+        None is any number: where it is told as it is, else where it is as one of those types.
+        """
+        exact = [k for k, told in enumerate(self.told) if told == value and kind is None]
+        if exact or not math.isfinite(value):
+            return exact
+        told = torch.tensor(self.told, dtype=torch.float64)
+        kinds = HALF_TYPES if kind is None else (kind,)
+        rounded = torch.stack([told.to(each).double() == value for each in kinds])
+        return rounded.any(0).nonzero().flatten().tolist()
+
+    def all_places(self, timesteps: Tensor, here: int | None) -> list[int] | None:
+        """Where each of ``timesteps`` is, None unless all of them are in the table.
+
+        ``here`` is the place of the step to come, which is meant where a time occurs twice.
+        """
+        if self.is_view(timesteps):
+            every = torch.arange(len(self.told))
+            offset = timesteps.storage_offset() - self.timesteps.storage_offset()
+            return every.as_strided(timesteps.shape, timesteps.stride(), offset).flatten().tolist()
+        kind = timesteps.dtype if timesteps.dtype in HALF_TYPES else None
+        values, known = timesteps.flatten().tolist(), set(self.told)
+        places: dict[float, int] = {}
+        for value in set(values):
+            # Rounding tells nothing of another type: training may have drawn this time.
+            found = self.places(value, kind) if kind is not None or value in known else []
+            if not found:
+                return None
+            places[value] = here if here in found else found[0]
+        return [places[value] for value in values]
+
+    def rewrite(self, begin: int, nodes: Sequence[Node], told: Tensor, levels: Tensor) -> None:
+        """Other evaluations from ``begin`` on, written where pipelines will read them."""
+        end = begin + len(nodes)
+        self.nodes[begin:end] = nodes
+        self.told[begin:end] = told.tolist()
+        self.levels[begin:end] = levels.tolist()
+        self.timesteps[begin:end] = told.to(self.timesteps)
+        self.sigmas[begin:end] = levels.to(self.sigmas)
+        self._watch()
+
+
+def _single(timestep: Any) -> float:
+    """The number that ``timestep`` is, for one sample or for all of them."""
+    try:
+        values = torch.as_tensor(timestep, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"timestep={timestep!r}: need a number") from error
+    if len(set(values)) != 1:
+        raise ValueError(f"timestep={values}: need one number, the same for all samples")
+    return values[0]
+
+
+def _around(told: Sequence[float], value: float) -> str:
+    near = sorted(set(told), key=lambda each: abs(each - value))[:2] if value == value else told[:2]
+    return f"(the nearest are {', '.join(f'{each:g}' for each in near)})"
