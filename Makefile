@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-dev build/mypy/logsnr
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find solvers adapters benchmarks tests -name __pycache__ -type d -exec rm -rf {} +
+	find src solvers adapters benchmarks tests -name __pycache__ -type d -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,7 @@ $(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
 	touch $(VENV)/.installed-demo $(VENV)/.installed-test $@
 
 # The import root `logsnr`, as mypy wants it: see [tool.mypy] in pyproject.toml.
-build/mypy/logsnr:
+build/mypy/logsnr: Makefile
 	mkdir -p $@
-	ln -s ../../../solvers ../../../adapters ../../../benchmarks $@
+	ln -sf $(addprefix ../../../,src/logsnr/__init__.py src/logsnr/py.typed solvers adapters benchmarks) $@
+	touch $@

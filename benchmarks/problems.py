@@ -25,7 +25,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from logsnr.solvers import Denoiser, Node, NoiseSchedule
@@ -125,6 +124,7 @@ class Mixture:
         steps: 1e-12 in all. The state of the integration is u = x / r, r^2 = alpha^2 + sigma^2,
         which depends on lambda alone: du/d lambda = a (x0 - a u), a = alpha / r.
         """
+        from scipy.integrate import solve_ivp
 
         def velocity(lam: float, flat: np.ndarray) -> np.ndarray:
             a, s = _unit(lam)

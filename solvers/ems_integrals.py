@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from .ems import EMS
@@ -86,6 +85,8 @@ def trapezoids(ems: EMS, indices: Sequence[int], count: int) -> Integrals:
 
 def quadratures(ems: EMS, lams: Sequence[float], count: int) -> Integrals:
     """The integrals over steps between ``lams``, which lie on the statistics' range."""
+    from scipy.interpolate import make_interp_spline
+
     grid = ems.lam.numpy()
     inside = np.clip(lams, grid[0], grid[-1])
     degree = min(3, ems.intervals)

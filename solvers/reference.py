@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from .denoiser import Denoiser, check_start
 from .grids import check_range, node_at
@@ -58,6 +57,8 @@ def reference_solution(
     Raises ValueError for bad input before the network is called.
     """
     check_start(x_T, denoise)
+    from torchdiffeq import odeint
+
     start = schedule.t_start if t_start is None else float(t_start)
     end = schedule.t_end if t_end is None else float(t_end)
     check_range(schedule, start, end)

@@ -7,6 +7,7 @@ batch it is asked for in, and whatever process asks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def event_of(item: Any) -> Tensor:
     if isinstance(item, Mapping):
         known = [item[key] for key in ("image", "pixel_values", "latents") if key in item]
         item = known[0] if known else item
-    if isinstance(item, Image.Image):
+    if _is_image(item):
         array = np.asarray(item)
         item = torch.from_numpy(np.array(array[..., None] if array.ndim == 2 else array))
         item = item.permute(2, 0, 1)
@@ -247,12 +247,19 @@ def _from_path(path: Path, seed: int, shape: Sequence[int] | None) -> Data:
     raise ValueError(f"data={str(path)!r}: need a folder of images, an .npy or .safetensors file")
 
 
+def _is_image(item: Any) -> bool:
+    image = sys.modules.get("PIL.Image")  # whoever holds an image has imported it
+    return image is not None and isinstance(item, image.Image)
+
+
 def _from_images(folder: Path, seed: int, shape: Sequence[int] | None) -> Data:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
     if not files:
         raise ValueError(f"data={str(folder)!r} holds no image ({', '.join(IMAGES)})")
     if shape is not None and shape[0] not in MODES:
         raise ValueError(f"shape={tuple(shape)}: need 1, 3 or 4 channels for images")
+    from PIL import Image
+
     with Image.open(files[0]) as first:
         channels = shape[0] if shape is not None else 1 if first.mode in ("1", "L", "I;16") else 3
         event = (channels, first.height, first.width)
