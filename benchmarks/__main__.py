@@ -1,19 +1,22 @@
 """The command line ``logsnr``, also ``python -m logsnr.benchmarks``.
 
-A command is a function in a module of its own, imported when the command is called: ``--help``
-answers at once, and no command waits for the imports of another.
+A command is a function in a module of its own, imported when the command is called, and what it
+computes with is imported when it runs: ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import logsnr
+
 COMMANDS = {
     "demo": "Compare solvers on the embedded model of digits, next to diffusers' schedulers.",
+    "solvers": "List the solvers: names, orders, cost, and when to use which.",
     "nfe": "Compare solvers on your own diffusers pipeline with a converged solution.",
     "parallel": "Measure parallel-in-time sampling: sweeps, errors, wall time.",
     "ems": "Estimate the statistics that DPM-Solver-v3 needs of a model, and plot them.",
@@ -21,7 +24,7 @@ COMMANDS = {
     "conformance": "Check the solvers against reference cases of official implementations.",
     "order": "Measure the order of convergence of each solver.",
 }
-"""Command NAME is the function NAME of the module ``logsnr.benchmarks.NAME``."""
+"""Command NAME is the function NAME of the module ``logsnr.benchmarks.commands.NAME``."""
 
 
 class OnDemand(TyperGroup):
@@ -39,16 +42,27 @@ class OnDemand(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             app = typer.Typer(add_completion=False)
-            app.command(name)(getattr(import_module(f"logsnr.benchmarks.{name}"), name))
+            module = import_module(f"logsnr.benchmarks.commands.{name}")
+            app.command(name)(getattr(module, name))
             command = typer.main.get_command(app)
         return name, command, rest
 
 
-app = typer.Typer(cls=OnDemand, add_completion=False, no_args_is_help=True)
+app = typer.Typer(cls=OnDemand, no_args_is_help=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"logsnr {logsnr.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def logsnr() -> None:
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Numerical solvers for pretrained diffusion models: measurements.
 
     Example: logsnr demo

@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from logsnr.benchmarks import results
@@ -33,9 +33,11 @@ from logsnr.benchmarks.embedded import (
     load_scheduler_config,
     load_unet,
 )
+from logsnr.benchmarks.methods import GRID, METHODS, NFE, SAMPLES, V3
 from logsnr.benchmarks.metrics import fid, psnr, rmse
+from logsnr.benchmarks.parts import counted, forget, kept_part
 from logsnr.benchmarks.results import Record
-from logsnr.benchmarks.stock import END, sample_stock, stock_scheduler
+from logsnr.benchmarks.stock import sample_stock, stock_scheduler
 from logsnr.solvers import (
     ClassifierFree,
     Denoiser,
@@ -49,9 +51,6 @@ DIGITS = 10
 KEPT = 10  # pictures of each run that are kept: one of each digit
 BATCH = 100
 REFERENCE = "reference"
-GRID = "karras"
-V3 = "dpm-solver-v3"
-PSEUDO = {"p_pseudo": True, "c_pseudo": False}  # the best of the four on this model, docs/ems.md
 FINE = (400, 300)
 """Evaluations of the converged solution, and of the coarser one whose distance is its error bar."""
 RECORDS = "records.jsonl"
@@ -59,55 +58,6 @@ WEIGHTS = MODEL_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
 
 Watch = Callable[[str], None]
 """Called with the name of the running measurement after each call of the network."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A contender: a solver of this project, or one of diffusers' schedulers (a key of `END`)."""
-
-    title: str
-    solver: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def stock(self) -> bool:
-        """Whether it is one of diffusers' schedulers."""
-        return self.solver in END
-
-
-def _ours(title: str, solver: str, **options: Any) -> Method:
-    return Method(title, solver, {"spacing": GRID, **options})
-
-
-def _stock(name: str, title: str, scheduler: str, *grids: str) -> dict[str, Method]:
-    """diffusers' scheduler with the model's own config, and on each of ``grids``."""
-    options: dict[str, dict[str, Any]] = {
-        "trailing": {"timestep_spacing": "trailing"},
-        "karras": {"use_karras_sigmas": True},
-    }
-    methods = {name: Method(f"diffusers {title}", scheduler)}
-    for grid in grids:
-        methods[f"{name}-{grid}"] = Method(f"diffusers {title}, {grid}", scheduler, options[grid])
-    return methods
-
-
-METHODS: dict[str, Method] = {
-    "ddim": _ours("DDIM", "ddim"),
-    "heun": _ours("Heun", "heun"),
-    "dpm++2s": _ours("DPM++ 2S", "dpm-solver++", order=2, steps="singlestep"),
-    "dpm++3s": _ours("DPM++ 3S", "dpm-solver++", order=3, steps="singlestep"),
-    "dpm++2m": _ours("DPM++ 2M", "dpm-solver++", order=2),
-    "dpm++3m": _ours("DPM++ 3M", "dpm-solver++", order=3),
-    "unipc-2": _ours("UniPC-2", "unipc", order=2),
-    "unipc-3": _ours("UniPC-3", "unipc", order=3),
-    "dpm-v3": _ours("DPM-Solver-v3", V3, order=3, **PSEUDO, treatment="spline"),
-    **_stock("stock-ddim", "DDIM", "DDIMScheduler", "trailing"),
-    **_stock("stock-dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "trailing", "karras"),
-    **_stock("stock-unipc-2", "UniPC-2", "UniPCMultistepScheduler", "trailing", "karras"),
-}
-"""Ours on the grid of least error on this model, diffusers' as the model's config says and on the
-best of their own grids (`docs/demo.md` has the measurements).
-"""
 
 
 @dataclass(frozen=True)
@@ -127,8 +77,8 @@ class Settings:
     more evaluations.
     """
 
-    samples: int = 20
-    nfe: tuple[int, ...] = (5, 8, 10, 20)
+    samples: int = SAMPLES
+    nfe: tuple[int, ...] = NFE
     solvers: tuple[str, ...] = tuple(METHODS)
     seed: int = 0
     guidance: float = 1.0
@@ -152,6 +102,11 @@ class Settings:
         for name, nfe in self.runs:
             if not METHODS[name].stock:
                 plan_of(name, nfe)
+
+    @property
+    def batches(self) -> int:
+        """The number of portions in which the starts are run."""
+        return -(-self.samples // BATCH)
 
     @property
     def runs(self) -> list[tuple[str, int]]:
@@ -179,15 +134,18 @@ def plan_of(name: str, nfe: int) -> Plan:
         raise ValueError(f"nfe={nfe}: not possible for {name} ({error})") from error
 
 
+def solution(denoise: Denoiser, x_T: Tensor, nfe: int) -> Tensor:
+    """The solution of the probability-flow ODE from x_T (B, *event) with ``nfe`` evaluations."""
+    plan = make_plan("unipc", denoise.schedule, nfe=nfe, order=3, spacing=GRID)
+    return sample(denoise, x_T, plan)
+
+
 def converged(denoise: Denoiser, x_T: Tensor) -> tuple[Tensor, float]:
     """The solution of the probability-flow ODE from x_T (B, *event), and its error bar.
 
     The bar is the root mean square distance to a coarser solution, of which it is the error.
     """
-    fine, coarse = (
-        sample(denoise, x_T, make_plan("unipc", denoise.schedule, nfe=n, order=3, spacing=GRID))
-        for n in FINE
-    )
+    fine, coarse = (solution(denoise, x_T, nfe) for nfe in FINE)
     return fine, rmse(fine, coarse)
 
 
@@ -233,7 +191,7 @@ def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) 
     soon as a run ends. Yields the records: the reference first, then those of ``settings.runs``.
     A run that diverges is a record with status "diverged" and no distances.
     """
-    done = results.load(folder / RECORDS)
+    done = results.load(folder / RECORDS, ("status", "file"))
     model = _digest(WEIGHTS)
     problem = load_problem(settings)
     jobs: list[tuple[str, int | None]] = [(REFERENCE, None), *settings.runs]
@@ -242,11 +200,17 @@ def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) 
         wanted = _request(name, nfe, settings, model)
         record = done.get(results.identity(wanted))
         if record is None or not (record["file"] is None or (folder / record["file"]).exists()):
-            record, x = measure(name, nfe, problem, reference, watch)
+            parts = folder / "reference" / _short(wanted)
+            record, x = (
+                measure_reference(problem, parts, watch)
+                if nfe is None
+                else measure(name, nfe, problem, reference, watch)
+            )
             record = wanted | record | {"file": None}
             if x is not None:
                 record["file"] = _keep(folder, record, x if name == REFERENCE else x[:KEPT])
             results.append(folder / RECORDS, record)
+            forget(parts)
         if name == REFERENCE:
             reference = kept_samples(folder, record)
         yield record
@@ -254,63 +218,74 @@ def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) 
 
 def kept_samples(folder: Path, record: Record) -> Tensor:
     """The samples (B, 1, 28, 28) that were kept of a run: all of the reference, else the first."""
-    return load_file(folder / record["file"])["samples"]
+    return results.load_tensor(folder / record["file"], "samples")
+
+
+def measure_reference(problem: Problem, parts: Path, watch: Watch) -> tuple[Record, Tensor]:
+    """The converged solution of all starts, with its error bar and what it cost.
+
+    Each portion of the starts is solved with both numbers of `FINE`; a solution is kept in the
+    folder ``parts`` as soon as it is there, so that a killed run goes on with the next one.
+    """
+    solved = {
+        nfe: [
+            kept_part(
+                parts / f"{nfe}-{i}.safetensors",
+                lambda: solution(problem.denoiser(labels), x_T, nfe),  # noqa: B023  (called here)
+                problem.network,
+                lambda: watch(REFERENCE),
+            )
+            for i, (x_T, labels) in enumerate(problem.batches)
+        ]
+        for nfe in FINE
+    }
+    fine, coarse = (solved[nfe] for nfe in FINE)
+    x = torch.cat([part.x for part in fine])
+    both = [*fine, *coarse]
+    return {
+        "status": "ok",
+        "fid": fid(x).value,
+        "error_bar": max(rmse(a.x, b.x) for a, b in zip(fine, coarse, strict=True)),
+        "nfe_counted": sum(part.calls for part in both) / len(fine),
+        "seconds": sum(part.seconds for part in both),
+    }, x
 
 
 def measure(
-    name: str, nfe: int | None, problem: Problem, reference: Tensor, watch: Watch
+    name: str, nfe: int, problem: Problem, reference: Tensor, watch: Watch
 ) -> tuple[Record, Tensor | None]:
-    """Run one method, or the reference, over all starts: what it cost, how far off it is.
+    """Run one method over all starts: what it cost, how far it is from ``reference``.
 
     Returns (measurements, samples); samples is None if the run diverged.
     """
-    bars: list[float] = []
-    run = _runner(name, nfe, problem, bars)
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        watch(name)
-
-    hook = problem.network.register_forward_pre_hook(count)
-    began = time.perf_counter()
+    run = _runner(name, nfe, problem)
     x: Tensor | None = None
     note = None
-    try:
-        x = torch.cat([run(*batch) for batch in problem.batches])
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
-        note = str(error)
-    finally:
-        hook.remove()
-    cost = {"nfe_counted": calls / len(problem.batches), "seconds": time.perf_counter() - began}
+    began = time.perf_counter()
+    with counted(problem.network, lambda: watch(name)) as calls:
+        try:
+            x = torch.cat([run(*batch) for batch in problem.batches])
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            note = str(error)
+    seconds = time.perf_counter() - began
+    cost = {"nfe_counted": calls[0] / len(problem.batches), "seconds": seconds}
     if x is not None and not x.isfinite().all():
         x, note = None, "the samples have values that are not finite"
     if x is None:
         return {"status": "diverged", "note": note, **cost}, None
-    quality = {"fid": fid(x).value}
-    if name == REFERENCE:
-        quality["error_bar"] = max(bars)
-    else:
-        quality |= {"rmse": rmse(x, reference), "psnr": psnr(x, reference)}
-    return {"status": "ok", **quality, **cost}, x
+    return {
+        "status": "ok",
+        "fid": fid(x).value,
+        "rmse": rmse(x, reference),
+        "psnr": psnr(x, reference),
+        **cost,
+    }, x
 
 
-def _runner(
-    name: str, nfe: int | None, problem: Problem, bars: list[float]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(x_T, labels) -> samples; the reference also appends the error bar of the batch."""
-    if nfe is None:
-
-        def solve(x_T: Tensor, labels: Tensor) -> Tensor:
-            denoise = problem.denoiser(labels)
-            x, bar = converged(denoise, x_T)
-            bars.append(bar)
-            return x
-
-        return solve
+def _runner(name: str, nfe: int, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x_T, labels) -> samples."""
     method = METHODS[name]
     if not method.stock:
         plan = plan_of(name, nfe)
@@ -346,9 +321,12 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
+def _short(record: Record) -> str:
+    return hashlib.sha256(results.identity(record).encode()).hexdigest()[:8]
+
+
 def _keep(folder: Path, record: Record, x: Tensor) -> str:
-    digest = hashlib.sha256(results.identity(record).encode()).hexdigest()[:8]
-    file = f"samples/{record['solver']}-{record['nfe'] or 'ode'}-{digest}.safetensors"
+    file = f"samples/{record['solver']}-{record['nfe'] or 'ode'}-{_short(record)}.safetensors"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     save_file({"samples": x.contiguous()}, folder / file)
     return file

@@ -15,16 +15,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import torch
-import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from logsnr.solvers import Denoiser
 
@@ -35,6 +30,7 @@ from . import (  # noqa: F401  (fill FAMILIES)
     official_sigma,
     official_v3,
 )
+from .commands.conformance import conformance as conformance
 from .official import FAMILIES, Array, Case, Difference, Recipe, Unsupported
 from .problems import Mixture, Network
 
@@ -203,92 +199,17 @@ def summarise(comparisons: Sequence[Comparison]) -> list[Summary]:
     return summaries
 
 
-def check_folder(
-    folder: str | Path, families: Sequence[str] | None = None, *, progress: bool = False
-) -> list[Comparison]:
-    """Compare every case of ``folder`` (or of the named families); see the module's text."""
+def load_folder(
+    folder: str | Path, families: Sequence[str] | None = None
+) -> tuple[Mixture, list[Case]]:
+    """The model of ``folder`` and its cases (or those of the named families)."""
     model_file = Path(folder) / "model.json"
     if not model_file.is_file():
         raise ValueError(f"{folder} has no model.json: need a folder of reference cases")
-    model = Mixture.load(model_file)
-    cases = list(read_cases(folder, families))
-    console = Console(stderr=True)
-    shown = track(cases, "comparing", console=console, transient=True) if progress else cases
-    return [compare(case, model) for case in shown]
+    return Mixture.load(model_file), list(read_cases(folder, families))
 
 
-def conformance(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of reference cases.")],
-    family: Annotated[
-        list[str] | None, typer.Option(help="Only this family (repeat for several).")
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List every case that is not matched.")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
-) -> None:
-    """Compare our solvers with recorded runs of the official implementations.
-
-    Every case of DIR is run with our solver of the same configuration, in float64 on the exact
-    model of the folder. It is matched if the result agrees within 1e-9 and the network was called
-    at the same times. The exit status is 1 if a case that is not matched has no explanation.
-
-    Example: logsnr conformance reference/ --family unipc --family deis -v
-    """
-    try:
-        comparisons = check_folder(folder, family or None, progress=not json_)
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from None
-    summaries = summarise(comparisons)
-    record = {
-        "tolerance": TOLERANCE,
-        "families": [asdict(summary) for summary in summaries],
-        "cases": [asdict(comparison) for comparison in comparisons],
-    }
-    if out is not None:
-        out.write_text(json.dumps(record, indent=1) + "\n")
-    if json_:
-        typer.echo(json.dumps(record, indent=1))
-    else:
-        _print(summaries, [c for c in comparisons if c.status != "matched"] if verbose else [])
-    if any(summary.unexplained for summary in summaries):
-        raise typer.Exit(1)
-
-
-def _print(summaries: Sequence[Summary], listed: Sequence[Comparison]) -> None:
-    # Reasons are sentences: do not let a narrow terminal fold the table's numbers.
-    console = Console(soft_wrap=True, highlight=False)
-    _print_table(console, summaries)
-    for summary in summaries:
-        for status, reasons in summary.reasons.items():
-            for reason, count in reasons.items():
-                console.print(f"{summary.family}: {count} {status}: {reason}", markup=False)
-    for entry in listed:
-        error = "" if entry.error is None else f" (error {entry.error:.1e})"
-        console.print(
-            f"{entry.id} {entry.name}: {entry.status}: {entry.reason}{error}", markup=False
-        )
-
-
-def _print_table(console: Console, summaries: Sequence[Summary]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("family", no_wrap=True)
-    for heading in ("cases", *STATUSES, "worst"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for summary in summaries:
-        table.add_row(*_cells(summary))
-    total: Any = [sum(getattr(s, key) for s in summaries) for key in ("cases", *STATUSES)]
-    table.add_section()
-    worst = max((s.worst_error for s in summaries if s.worst_error is not None), default=None)
-    table.add_row("all", *map(str, total), _error(worst))
-    console.print(table)
-
-
-def _cells(summary: Summary) -> list[str]:
-    counts = (getattr(summary, key) for key in ("cases", *STATUSES))
-    return [summary.family, *map(str, counts), _error(summary.worst_error)]
-
-
-def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1e}"
+def check_folder(folder: str | Path, families: Sequence[str] | None = None) -> list[Comparison]:
+    """Compare every case of ``folder`` (or of the named families); see the module's text."""
+    model, cases = load_folder(folder, families)
+    return [compare(case, model) for case in cases]

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from logsnr.solvers import SOLVERS, Grid, Node, Plan, Row, Target, VPLinear
 from logsnr.solvers.grids import nodes_at_lams
-from logsnr.solvers.registry import Build, find_solver
+from logsnr.solvers.registry import Build, find_solver, implied
 
 from .problems import Flow, Gaussian, Mixture, Problem
 
@@ -125,6 +125,11 @@ def measure(
     )
 
 
+def check(solver: str | Build, *, grid: str = "logsnr", **options: Any) -> None:
+    """Raise what `measure` would raise for its arguments, before anything is measured."""
+    _build(_prepared(solver, grid, options), 0.1, grid)
+
+
 def assert_order(
     solver: str | Build,
     expected: int | None = None,
@@ -199,7 +204,8 @@ def resolve(solver: str | Build) -> tuple[str, Build]:
     if not isinstance(solver, str):
         return getattr(solver, "__name__", "solver"), solver
     if ":" not in solver:
-        return solver, find_solver(solver).build
+        name, preset = implied(solver)
+        return name, partial(SOLVERS[name].build, **preset) if preset else SOLVERS[name].build
     module, _, function = solver.partition(":")
     try:
         return solver, getattr(importlib.import_module(module), function)

@@ -10,28 +10,23 @@ accelerator.
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import diffusers
 import torch
-import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
-from logsnr.solvers import SOLVERS
+from logsnr.benchmarks.commands.overhead import overhead as overhead
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 20
@@ -235,49 +230,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if len(parts) < 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"shape={text!r}: need sizes with x between, as in 8x4x128x128")
     return tuple(map(int, parts))
-
-
-def overhead(
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Shape of the samples, as 8x4x128x128; may be repeated."),
-    ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of 20 steps for each number.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Time a step of each solver against the step of diffusers' scheduler.
-
-    Without the network, float32, one thread; medians over the steps in the middle of runs that
-    take turns.
-
-    Example: logsnr overhead --shape 1x4x64x64 --runs 50 --out overhead.json
-    """
-    try:
-        shapes = [parse_shape(text) for text in shape or ("1x4x8x8", "8x4x128x128")]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--shape") from error
-    jobs = [(name, size) for size in shapes for name in PAIRS if PAIRS[name][2] in SOLVERS]
-    console = Console(stderr=True)
-    costs = [
-        measure(name, size, runs)
-        for name, size in track(jobs, "timing", console=console, transient=True)
-    ]
-    sums = {size: traffic(size, runs) for size in shapes}
-    text = json.dumps([cost.record() for cost in costs], indent=2)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
-    if json_:
-        typer.echo(text)
-        return
-    screen = Console()
-    screen.print(table(costs))
-    for size, (combine, copy) in sums.items():
-        screen.print(
-            f"one row of 4 terms at {'x'.join(map(str, size))}: {combine:.1f} µs, "
-            f"{combine / copy:.2f} times a copy of as many bytes ({copy:.1f} µs)"
-        )
 
 
 def table(costs: Sequence[Cost]) -> Table:

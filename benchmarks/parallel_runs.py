@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from logsnr.benchmarks import results
@@ -230,7 +230,7 @@ def run_all(
     Every record becomes a line of ``folder/records.jsonl`` as soon as its run ends. Yields the
     throughput (job None), then the runs in the order of ``settings.jobs``.
     """
-    done = results.load(folder / RECORDS)
+    done = results.load(folder / RECORDS, ("file",))
     subject = load_subject(settings)
     warm = False
 
@@ -258,7 +258,7 @@ def run_all(
             file = f"samples/{hashlib.sha256(results.identity(wanted).encode()).hexdigest()[:12]}"
             target = folder / f"{file}.safetensors"
             record = kept_or(wanted, sequential, job, subject, target, folder, watch)
-            exact = load_file(folder / record["file"])["x"].to(subject.x_T.device)
+            exact = results.load_tensor(folder / record["file"]).to(subject.x_T.device)
         else:
             record = kept_or(wanted, parallel, job, subject, exact, throughput, settings, watch)
         yield job, record

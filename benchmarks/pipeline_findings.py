@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from logsnr.benchmarks.contenders import Contender
 from logsnr.benchmarks.pipeline_study import Job, Study
-from logsnr.benchmarks.results import Record
+from logsnr.benchmarks.results import Record, load_tensor
 
 SDE = "SDE"  # what stands in the place of a distance to the solution of the ODE
 
@@ -59,7 +58,7 @@ class Findings:
     @cached_property
     def _states(self) -> dict[Job, Tensor]:
         kept = [(job, record) for job, record in self.records if record["file"]]
-        return {job: load_file(self.folder / record["file"])["x"] for job, record in kept}
+        return {job: load_tensor(self.folder / record["file"]) for job, record in kept}
 
     @cached_property
     def references(self) -> dict[int, Tensor]:

@@ -28,7 +28,7 @@ REFERENCE = "reference"
 RECORDS = "records.jsonl"
 
 
-class PipelineError(RuntimeError):
+class PipelineError(ValueError):
     """The pipeline cannot compute its own converged solution, so there is nothing to measure."""
 
 
@@ -131,18 +131,49 @@ def measure_all(
 
     Raises `PipelineError` if the pipeline fails, or diverges, on the reference.
     """
+    for job, record in _kept_or_made(jobs(study), study, subject, folder, tick):
+        if job.contender is None and record["status"] != "ok":
+            why = record["note"] or "its state is not finite; try a wider --dtype"
+            raise PipelineError(f"the pipeline {record['status']} on the reference: {why}")
+        yield job, record
+
+
+def try_contenders(
+    study: Study, subject: Subject, folder: Path, tick: Callable[[Job], None] = lambda job: None
+) -> Iterator[Job]:
+    """Make the shortest run of every contender, which `measure_all` will find kept.
+
+    Raises `PipelineError` at the end, naming those with which the pipeline fails.
+    """
+    first = [Job(contender, min(study.nfe), study.seeds[0]) for contender in study.contenders]
+    failed = []
+    for job, record in _kept_or_made(first, study, subject, folder, tick):
+        if record["status"] == "failed" and job.contender is not None:
+            failed.append(f"{job.contender.text} ({record['note']})")
+        yield job
+    if failed:
+        raise PipelineError(
+            f"solvers: {type(subject.pipe).__name__} cannot be run with {', '.join(failed)}; leave "
+            f"{'it' if len(failed) == 1 else 'them'} out"
+        )
+
+
+def _kept_or_made(
+    wanted_jobs: list[Job],
+    study: Study,
+    subject: Subject,
+    folder: Path,
+    tick: Callable[[Job], None],
+) -> Iterator[tuple[Job, Record]]:
     steps = check_study(study, subject)
-    done = results.load(folder / RECORDS)
-    for job in jobs(study):
+    done = results.load(folder / RECORDS, ("status", "file"))
+    for job in wanted_jobs:
         wanted = _request(job, subject)
         record = done.get(results.identity(wanted))
         if record is None or not _complete(record, folder):
             count = job.nfe if job.contender is None else steps[job.contender.text, job.nfe]
             record = wanted | _measured(job, count, subject, folder, wanted, tick)
             results.append(folder / RECORDS, record)
-        if job.contender is None and record["status"] != "ok":
-            why = record["note"] or "its state is not finite; try a wider --dtype"
-            raise PipelineError(f"the pipeline {record['status']} on the reference: {why}")
         yield job, record
 
 

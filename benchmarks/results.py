@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = dict[str, Any]
 
@@ -44,26 +47,40 @@ def append(path: Path, record: Record) -> None:
         file.write(line.encode())
 
 
-def load(path: Path) -> dict[str, Record]:
+def load(path: Path, keys: Sequence[str] = ()) -> dict[str, Record]:
     """The records by identity, in the order of the file; the last of one identity wins.
 
     An unfinished last line is left out, a missing file is empty. Raises ValueError naming the
-    line for anything else that is not a record.
+    line for anything else that is not a record, or lacks one of ``keys``.
     """
     if not path.exists():
         return {}
-    *lines, _ = path.read_text().split("\n")
-    return {identity(record): record for record in _parsed(path, lines)}
+    *lines, _ = path.read_text(errors="replace").split("\n")
+    return {identity(record): record for record in _parsed(path, lines, keys)}
 
 
-def _parsed(path: Path, lines: Iterable[str]) -> Iterable[Record]:
+def _parsed(path: Path, lines: Iterable[str], keys: Sequence[str]) -> Iterable[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             identity(record)
+            missing = [key for key in keys if key not in record]
+            if missing:
+                raise ValueError(f"record lacks {missing[0]!r}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
         yield record
+
+
+def load_tensor(path: Path, name: str = "x") -> Tensor:
+    """A tensor that was kept beside the records; ValueError if the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)[name]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
 
 
 def _finite(value: Any) -> Any:

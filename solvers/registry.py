@@ -27,7 +27,8 @@ class Solver:
     ``build(grid, nfe, **options)`` makes the plan. ``order`` and ``nfe_per_step`` map the full set
     of options to the order of a deterministic run and to the cost of a full step. ``spaces`` are
     the predictions that its rows can combine; ``finite_lambda`` says that it cannot start at
-    alpha = 0 or end at sigma = 0; ``paper`` is a key of the bibliography (see ``cite``).
+    alpha = 0 or end at sigma = 0; ``paper`` is a key of the bibliography (see ``cite``); ``when``
+    says in a few words when to use it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Solver:
     paper: str
     spaces: tuple[str, ...]
     finite_lambda: bool = False
+    when: str = ""
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -58,12 +60,13 @@ def solver(
     paper: str,
     spaces: tuple[str, ...] = ("data", "noise"),
     finite_lambda: bool = False,
+    when: str = "",
 ) -> Callable[[Build], Build]:
     """Register the decorated function (grid, nfe, *, options) -> Plan; see `Solver`."""
     cost = nfe_per_step if callable(nfe_per_step) else lambda options: nfe_per_step
 
     def register(build: Build) -> Build:
-        SOLVERS[name] = Solver(name, build, order, cost, title, paper, spaces, finite_lambda)
+        SOLVERS[name] = Solver(name, build, order, cost, title, paper, spaces, finite_lambda, when)
         return build
 
     return register

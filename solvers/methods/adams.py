@@ -26,6 +26,7 @@ from .multistep import Weights, multistep
     order=lambda options: options["order"] + bool(options["corrector"]),
     nfe_per_step=1,
     title="Exact exponential Adams-Bashforth in lambda, optionally with Adams-Moulton",
+    when="high accuracy: many evaluations at a high order",
     paper="hochbruck2010exponential",
 )
 def adams(

@@ -24,6 +24,7 @@ from .unipc import unic
     order=lambda options: 1 + bool(options["corrector"]),
     nfe_per_step=1,
     title="DDIM: exponential Euler, deterministic or ancestral",
+    when="a baseline; with eta=1.0 it adds noise at each step",
     paper="song2021ddim",
 )
 def ddim(

@@ -84,6 +84,7 @@ def _build(
     order=_order,
     nfe_per_step=lambda o: 1 if o["steps"] == "multistep" else o["order"],
     title="DPM-Solver++: exponential integrator of the data prediction in lambda",
+    when="strong guidance, at order 2",
     paper="lu2022dpmpp",
     spaces=("data",),
 )
@@ -122,6 +123,7 @@ def dpm_solver_pp(
     order=_order,
     nfe_per_step=lambda o: 1 if o["steps"] == "multistep" else o["order"],
     title="DPM-Solver: exponential integrator of the noise prediction in lambda",
+    when="the method of the paper, on noise predictions",
     paper="lu2022dpm",
     spaces=("noise",),
 )

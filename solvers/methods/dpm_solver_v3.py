@@ -66,6 +66,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="DPM-Solver-v3: exponential integrator fitted to statistics of the model",
+    when="a model whose statistics you have (logsnr ems)",
     paper="zheng2023dpmv3",
     spaces=("data",),
 )

@@ -35,6 +35,7 @@ from .runge_kutta import EULER, Churn, Tableau, runge_kutta
     order=lambda options: 1,
     nfe_per_step=1,
     title="Euler in sigma (EDM), with churn",
+    when="a baseline; with churn it is the stochastic sampler of EDM",
     paper="karras2022edm",
     spaces=("noise",),
 )
@@ -57,6 +58,7 @@ def euler(
     order=lambda options: 2,
     nfe_per_step=2,
     title="Heun's method in sigma (EDM), with churn",
+    when="EDM models at 30 evaluations and more, also with churn",
     paper="karras2022edm",
     spaces=("noise",),
 )
@@ -108,6 +110,7 @@ def heun(
     order=lambda options: 2,
     nfe_per_step=2,
     title="DPM-Solver-2 in sigma (k-diffusion), with churn",
+    when="as heun, with an inner evaluation instead of a last one",
     paper="lu2022dpm",
     spaces=("noise",),
 )

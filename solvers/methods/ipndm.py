@@ -41,6 +41,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="iPNDM: Adams-Bashforth weights of equal steps times the DDIM step",
+    when="unguided and flow models from 8 evaluations on, at order 3",
     paper="zhang2023deis",
     spaces=("noise",),
 )

@@ -21,6 +21,7 @@ from .multistep import multistep
     order=lambda options: options["order"],
     nfe_per_step=1,
     title="Linear multistep in sigma (k-diffusion)",
+    when="to compare with k-diffusion",
     paper="zhang2023deis",
     spaces=("noise",),
 )

@@ -50,6 +50,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="UniPC: multistep predictor with a corrector that costs no evaluation",
+    when="the first choice, from 5 evaluations on",
     paper="zhao2023unipc",
 )
 def unipc(

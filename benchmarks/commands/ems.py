@@ -1,0 +1,152 @@
+"""``logsnr ems``: the statistics of DPM-Solver-v3 of a pipeline, with their plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from logsnr.benchmarks.command_line import folder, json_object, options, working, wrote
+
+if TYPE_CHECKING:
+    from logsnr.solvers import EMS
+
+SHOWN = 7
+"""Values of lambda in the table."""
+
+
+def ems(
+    pipeline: Annotated[
+        str,
+        typer.Option(help="Folder of save_pretrained, ID on the Hub, or the embedded digits."),
+    ] = "embedded",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Prompt; a digit for the embedded model, which else takes all in turn."),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Training data: a folder of images, or an .npy or .safetensors file of states "
+            "(latents, for a latent model). Default: the model's own samples."
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Intervals in lambda.")] = 120,
+    samples: Annotated[int, typer.Option(help="Number of samples.")] = 256,
+    stop: Annotated[
+        float | None, typer.Option(help="Stop earlier, when standard errors are below this.")
+    ] = None,
+    granularity: Annotated[
+        str, typer.Option(help="Who shares a value: coordinate (nobody), channel, scalar (all).")
+    ] = "coordinate",
+    jacobian: Annotated[
+        str,
+        typer.Option(
+            help="Forward mode (jvp) or differences of outputs (difference, the only way through "
+            "a pipeline); auto: jvp if it works and agrees."
+        ),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of samples, noise and signs.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="States in one call of the network.")] = 16,
+    height: Annotated[int | None, typer.Option(help="Height of the picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the picture.")] = None,
+    call_args: Annotated[
+        str, typer.Option(help="More arguments of the pipeline's call, as a JSON object.")
+    ] = "{}",
+    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16, float16.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="Default: cuda where there is one, else cpu.")
+    ] = None,
+    shrink: Annotated[
+        bool, typer.Option(help="Draw what is uncertain towards DPM-Solver++ (EMS.shrunk).")
+    ] = False,
+    half: Annotated[
+        bool, typer.Option(help="Store half precision: a quarter of the size, three digits.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the file, the plot and the unfinished work.")
+    ] = Path("results/ems"),
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON instead of the table.")
+    ] = False,
+) -> None:
+    """Estimate the statistics that DPM-Solver-v3 needs of a model, and plot them.
+
+    The pipeline runs as it is, with its prompt and guidance. A run that was killed goes on where it
+    stopped when it is started again; with more --samples a finished one is extended.
+
+    Example: logsnr ems --pipeline ./my-model --prompt "a red fox" --samples 256 --out results/fox
+    """
+    import torch
+
+    from logsnr.benchmarks.ems import CHECKPOINT, FEWEST, FILE, Request, estimate, summary
+    from logsnr.benchmarks.ems_plot import PLOT, write_plot
+
+    request = Request(
+        pipeline=pipeline,
+        opened={
+            "prompt": prompt,
+            "guidance_scale": guidance_scale,
+            "height": height,
+            "width": width,
+            "dtype": dtype,
+            "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        },
+        data=data,
+        nodes=nodes,
+        samples=samples,
+        batch_size=batch_size,
+        granularity=granularity,
+        jacobian=jacobian,
+        seed=seed,
+        stop=stop,
+    )
+    with options():
+        given = json_object(call_args)
+        if shrink and samples < FEWEST:
+            raise ValueError(f"samples={samples}: shrinking needs {FEWEST}, for standard errors")
+        folder(out)
+    with working(kept=out):
+        with options():
+            found = estimate(request, given, out / CHECKPOINT)
+        written = found.shrunk() if shrink else found
+        written.save(out / FILE, dtype=torch.float16 if half else torch.float64)
+        write_plot(found, out / PLOT)
+    if json_:
+        typer.echo(json.dumps(summary(found) | {"file": str(out / FILE)}, indent=2))
+        return
+    print_table(found)
+    wrote(out, (FILE, PLOT))
+    typer.echo(f'  PlanScheduler.from_config(config, solver="dpm-solver-v3", ems="{out / FILE}")')
+
+
+def print_table(found: EMS) -> None:
+    """l, s and b at a few nodes with their standard errors, medians over the coordinates."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from logsnr.benchmarks.ems import medians
+    from logsnr.solvers.ems import DEGENERATE
+
+    report = Table(
+        title=f"{found.about['samples']} samples, {len(found.lam)} nodes, event {found.event}",
+        caption="medians over coordinates; l = 1, s = b = 0 is DPM-Solver++",
+    )
+    report.add_column("lambda", justify="right")
+    for name in DEGENERATE:
+        report.add_column(name, justify="right")
+    values = {name: medians(getattr(found, name)) for name in DEGENERATE}
+    errors = {name: medians(error) for name, error in found.errors.items()}
+    for k in torch.linspace(0, found.intervals, SHOWN).round().long().tolist():
+        cells = (
+            f"{values[name][k]:.3f}" + (f" +- {errors[name][k]:.3f}" if errors else "")
+            for name in DEGENERATE
+        )
+        report.add_row(f"{found.lam[k]:.2f}", *cells)
+    Console().print(report)

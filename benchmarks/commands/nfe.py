@@ -1,0 +1,109 @@
+"""``logsnr nfe``: schedulers on the user's own diffusers pipeline, against a converged solution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logsnr.benchmarks.command_line import folder, json_object, numbers, options, working, wrote
+
+
+def nfe(
+    pipeline: Annotated[
+        str,
+        typer.Option(help="Folder of save_pretrained, ID on the Hub, or the embedded digits."),
+    ] = "embedded",
+    prompt: Annotated[
+        str | None, typer.Option(help="Prompt; a digit for the embedded model.")
+    ] = None,
+    solvers: Annotated[
+        str | None,
+        typer.Option(
+            help="Solvers with options as in unipc:order=3:karras, 'stock' for the pipeline's own "
+            "scheduler, schedulers of diffusers as DPMSolverMultistep. Default: some of each."
+        ),
+    ] = None,
+    nfe: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "5,8,10,20",
+    seeds: Annotated[str, typer.Option(help="Seeds of the starting noise.")] = "0-3",
+    out: Annotated[
+        Path, typer.Option(help="Folder of the records and the report; kept results are reused.")
+    ] = Path("results/nfe"),
+    height: Annotated[int | None, typer.Option(help="Height of the picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the picture.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance.")
+    ] = None,
+    call_args: Annotated[
+        str, typer.Option(help="More arguments of the pipeline's call, as a JSON object.")
+    ] = "{}",
+    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16, float16.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="Default: cuda where there is one, else cpu.")
+    ] = None,
+    reference_nfe: Annotated[
+        str,
+        typer.Option(help="Evaluations of the converged solution, and of its error bar."),
+    ] = "200,150",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON instead of the table.")
+    ] = False,
+) -> None:
+    """Compare solvers on your own pipeline: how far are they from the converged solution?
+
+    The pipeline runs as it is, only its scheduler is exchanged. A run that was killed goes on where
+    it stopped when it is started again.
+
+    Example: logsnr nfe --pipeline ./my-model --prompt "a red fox" --nfe 5,10,20 --out results/fox
+    """
+    with options():
+        counts, picked = tuple(sorted(numbers("nfe", nfe))), numbers("seeds", seeds)
+        given = json_object(call_args)
+
+    import torch
+
+    from logsnr.benchmarks.contenders import default_contenders
+    from logsnr.benchmarks.nfe import accuracy_of, contenders_of, measure, summary
+    from logsnr.benchmarks.pipeline_report import (
+        ERROR_PLOT,
+        PICTURES,
+        REPORT,
+        notes,
+        write_findings,
+    )
+    from logsnr.benchmarks.pipeline_runs import open_pipeline
+    from logsnr.benchmarks.pipeline_study import RECORDS, Study, check_study
+
+    with options():
+        # Everything that can be checked without the weights comes first.
+        chosen, accuracy = contenders_of(solvers), accuracy_of(reference_nfe)
+        subject = open_pipeline(
+            pipeline,
+            prompt=prompt,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            dtype=dtype,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            call_args=given,
+        )
+        chosen = chosen or default_contenders(subject.pipe.scheduler)
+        study = Study(chosen, counts, picked, accuracy)
+        check_study(study, subject)
+        folder(out)
+    with working(kept=out):
+        findings = measure(study, subject, out)
+        write_findings(findings, out)
+    if json_:
+        typer.echo(json.dumps(findings.as_json(), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(summary(findings))
+        for line in notes(findings):
+            typer.echo(line)
+        wrote(out, (REPORT, ERROR_PLOT, PICTURES, RECORDS))
+    if any(record["status"] == "failed" for _, record in findings.records):
+        raise typer.Exit(1)
