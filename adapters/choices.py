@@ -41,10 +41,20 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             _try(name, grid, tuple(sorted(options.items())))
         except TypeError:  # a value that cannot be a key
             plan_on_grid(name, grid, _NFE, **options)
+    stored: dict[str, Any] = {}
+    if (betas := config.get("trained_betas")) is not None:
+        stored["trained_betas"] = _numbers("trained_betas", betas)  # a config is saved as JSON
     spacing = config.get("timestep_spacing")
-    if spacing is None or spacing in SPACINGS:
-        return {}
-    return {"timestep_spacing": find_spacing(spacing, SPACINGS, "timestep_spacing")}
+    if spacing is not None and spacing not in SPACINGS:
+        stored["timestep_spacing"] = find_spacing(spacing, SPACINGS, "timestep_spacing")
+    return stored
+
+
+def _numbers(key: str, values: Any) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}={values!r}: need a list of numbers") from error
 
 
 @lru_cache(maxsize=64)

@@ -37,6 +37,15 @@ class Config(FrozenDict):
         OrderedDict.__init__(self, values or {})  # by __setitem__
         self.__dict__.update(own=frozenset(own), edition=object())
 
+    def __eq__(self, other: object) -> bool:
+        # diffusers' own notes on a config (its file, which keys are defaults) are none of its keys.
+        return isinstance(other, Mapping) and _described(self) == _described(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
@@ -74,21 +83,26 @@ def as_one(
     one_store = isinstance(config, Config) or not isinstance(config, FrozenDict)
     for key, attribute in () if one_store else vars(config).items():
         item = said.get(key)
-        if key in settled or key.startswith("_") or (key in said and _same(item, attribute)):
+        if key in settled or key.startswith("_") or (key in said and same(item, attribute)):
             continue
         default = key in unsaid and key in defaults
-        if key not in said or (default and _same(item, defaults[key])):
+        if key not in said or (default and same(item, defaults[key])):
             said[key] = attribute
-        elif not (default and _same(attribute, defaults[key])):
+        elif not (default and same(attribute, defaults[key])):
             raise ValueError(
                 f"config has {key}={attribute!r} as attribute and {item!r} as item, because one "
                 f"was set after it was made: say which is meant, {key}=..."
             )
     if unsaid:
-        still = [k for k in unsaid if k not in defaults or _same(said.get(k), defaults[k])]
+        still = [k for k in unsaid if k not in defaults or same(said.get(k), defaults[k])]
         said["_use_default_values"] = still
     return said
 
 
-def _same(one: Any, other: Any) -> bool:
+def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a key are equal, arrays as a whole."""
     return one is other or bool(np.array_equal(np.asarray(one), np.asarray(other)))

@@ -113,7 +113,7 @@ class KDiffusionModel:
     def __call__(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
         """Data prediction of x = x0 + sigma n (B, *event), sigma a number or (B,)."""
         schedule = self.denoise.schedule
-        values = torch.as_tensor(sigma).detach().to("cpu", torch.float64).reshape(-1)
+        values = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1)
         lam = torch.clamp(-torch.log(values), min=schedule.lam(schedule.t_max))
         top = math.exp(-schedule.lam(schedule.t_max))
         if not ((values > 0) & (values <= top * (1 + ROUNDING))).all():

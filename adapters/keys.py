@@ -12,6 +12,7 @@ from logsnr.solvers.names import nearest
 from logsnr.solvers.registry import find_solver
 from logsnr.solvers.spacings import WHOLE_STEPS
 
+from .config import same
 from .spacing import FLAGS
 
 MODEL_KEYS = (
@@ -76,7 +77,9 @@ def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     diffusers does not hand defaults over to another scheduler. For options of sampling that is a
     convention; for the noise schedule it would make another model of it.
     """
-    defaults = [key for key in config.get("_use_default_values", ()) if key not in MODEL_KEYS]
+    if "_use_default_values" not in config:
+        return dict(config)
+    defaults = sorted(key for key in config["_use_default_values"] if key not in MODEL_KEYS)
     return {**config, "_use_default_values": defaults}
 
 
@@ -90,7 +93,7 @@ def unsaid(config: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
         key
         for key, default in own.items()
         if key in config
-        and config[key] == default
+        and same(config[key], default)
         and (default is None or (key not in given and key not in (*MODEL_KEYS, *OUR_OWN)))
     }
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from logsnr.solvers import DiscreteVP, Node, NoiseSchedule
 from logsnr.solvers.grids import node_at
 
-from .flow_layout import flow_layout, shifted
-from .noise_schedules import is_flow
+from .flow_layout import flow_layout
 from .own_lists import is_own_list
 from .sigma_layout import sigma_layout
 from .sigma_models import SigmaModel
@@ -157,17 +155,3 @@ def _check_levels(sigmas: Sequence[float], timesteps: Sequence[float] | None) ->
     if sigmas[0] == 0:
         ramp = " (a ramp from 0 to 1 is for EDMEulerScheduler alone)" if sigmas[-1] == 1 else ""
         raise ValueError(f"sigmas={list(sigmas)}: need falling values (noise to data){ramp}")
-
-
-def training_timesteps(config: Mapping[str, Any], schedule: NoiseSchedule) -> torch.Tensor:
-    """What training scripts draw from: all timesteps of the training schedule, falling."""
-    steps = int(config["num_train_timesteps"])
-    if isinstance(schedule, SigmaModel):
-        _, told = sigma_layout(config, schedule, "unipc", steps, None, None, None)
-        return torch.tensor(told)
-    if not is_flow(config):
-        return torch.arange(steps - 1, -1, -1)
-    t = np.arange(steps, 0, -1) / steps
-    if not config["use_dynamic_shifting"]:
-        t = shifted(config, t, None, stretch=False)
-    return torch.from_numpy(steps * t).float()

@@ -31,6 +31,7 @@ from torch import Tensor
 from logsnr.solvers import EMS, FlowMatching, Node
 from logsnr.solvers.names import also_named
 
+from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
 from .course import Course, called, lay_out
@@ -38,17 +39,18 @@ from .description import Description, described
 from .drive import Drive
 from .ems_file import check_shape, read_beside, write_beside
 from .keys import check_known, defaults, in_force, said_only, unsaid
-from .layout import node_told, training_timesteps
+from .layout import node_told
 from .noise_levels import noisy
 from .noise_schedules import noise_schedule
 from .options import solver_name
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
-from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler
+from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .timetable import Timetable
+from .training import training_table
 
 
-class PlanScheduler(SchedulerMixin, ConfigMixin):
+class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
 
     Parameters
@@ -144,7 +146,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
         self._runs = Runs()
-        self.timesteps = training_timesteps(self.config, noise_schedule(self.config))
+        self.timesteps, self.sigmas = training_table(self.config, noise_schedule(self.config))
 
     @classmethod
     @also_named(OTHER_NAMES)
@@ -185,6 +187,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """As in diffusers; with the statistics beside the config."""
         write_beside(self.config, save_directory)
         super().save_config(save_directory, push_to_hub, **kwargs)
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes of diffusers that this very config can be swapped with, there and back."""
+        return swappable(self, defaults(PlanScheduler))
 
     def to_stock(self) -> Any:
         """A scheduler of diffusers' own with this config: of the class that it came from.
@@ -317,7 +324,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
         The levels of the run if all of ``timesteps`` are its own, and of training otherwise.
         """
-        nodes = self._nodes_of(torch.as_tensor(timesteps))
+        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
+        nodes = self._nodes_of(torch.as_tensor(timesteps, dtype=known))
         return noisy(original_samples, noise, nodes, self._description.unit)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

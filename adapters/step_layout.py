@@ -53,8 +53,8 @@ def step_layout(
     named, flagged = named_spacing(config), flagged_spacing(config)
     if named is not None:
         low, high = (schedule.time(-math.log(s)) for s in _range(config, schedule))
-        times = torch.tensor(named_times(named, schedule, high, low, n, to_zero=to_zero))
-        nodes = _at_times(schedule, times.double())
+        times = named_times(named, schedule, high, low, n, to_zero=to_zero)
+        nodes = _at_times(schedule, torch.tensor(times, dtype=torch.float64))
         return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
     if flagged is not None:
         values = sigma_spacing(flagged, *sigma_range(config, schedule), n)

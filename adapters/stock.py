@@ -7,13 +7,16 @@ but holds every key of the class, which tells most classes apart.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import diffusers
 
-from .keys import defaults, handed_back
+from .config import same
+from .keys import MODEL_KEYS, defaults, handed_back
 
 # Classes whose configs say everything about the model, and whose pipelines keep to the common
 # protocol: set_timesteps, scale_model_input, step. Of two with the same keys, the first is meant.
@@ -44,6 +47,9 @@ REPLACED = (
     "FlowMatchHeunDiscreteScheduler",
     "UnCLIPScheduler",
 )
+
+# By which the multistep classes say what FlowMatchEulerDiscreteScheduler says by its class.
+FLOW_KEYS = ("use_flow_sigmas", "flow_shift")
 
 _DISTILLED = "its models are distilled for its own few steps, between which it adds noise"
 _CONSISTENCY = "its models map a noisy image to the data at once; there is no ODE to solve"
@@ -122,6 +128,43 @@ def replaceable_class(config: Mapping[str, Any]) -> str | None:
             f"_class_name={name!r}: PlanScheduler cannot take the place of this scheduler: {why}"
         )
     return name
+
+
+def swappable(scheduler: Any, own: Mapping[str, Any]) -> list[type]:
+    """The classes of diffusers that can take the place of ``scheduler`` and give it back.
+
+    They read every key of its config that makes another model than its default in ``own`` would,
+    their ``from_config`` takes the config, and from theirs it is made again with every key.
+    """
+    config = scheduler.config
+    said = {key for key in (*MODEL_KEYS, *FLOW_KEYS) if not same(config[key], own[key])}
+    found = []
+    with _quietly():
+        for name in REPLACED:
+            if said <= init_keys(name) and _there_and_back(scheduler, name):
+                found.append(getattr(diffusers, name))
+    return found
+
+
+def _there_and_back(scheduler: Any, name: str) -> bool:
+    try:
+        other = getattr(diffusers, name).from_config(scheduler.config)
+        again = type(scheduler).from_config(other.config)
+    except (ValueError, TypeError, NotImplementedError, ImportError):
+        return False  # what classes of diffusers raise for a key that they do not take
+    return bool(again.config == scheduler.config)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings that a class of diffusers lacks keys of this package."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def stock_scheduler(config: Mapping[str, Any], own: Mapping[str, Any], solver: str) -> Any:

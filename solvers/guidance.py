@@ -60,7 +60,7 @@ class ClassifierFree:
     def __call__(self, network: Network, x: Tensor, t: Tensor, time: float | Tensor) -> Any:
         """The guided output; ``t`` (B,) is the network's time, ``time`` the schedule's."""
         low, high = self.interval
-        times = torch.as_tensor(time)
+        times = time if isinstance(time, Tensor) else torch.tensor(time, dtype=torch.float64)
         inside = (times >= low) & (times <= high)
         if self.scale == 1 or not inside.any():
             return network(x, t, **self.condition)

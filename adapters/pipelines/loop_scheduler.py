@@ -234,7 +234,8 @@ class LoopScheduler(PlanScheduler):
         whole = self.whole_timesteps and isinstance(self._schedule, DiscreteVP)
         told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
         dtype = torch.int64 if whole else torch.float32
-        return told.to(dtype), torch.tensor([self._level(node) for node in levels])
+        shown = torch.tensor([self._level(node) for node in levels], dtype=torch.float32)
+        return told.to(dtype), shown
 
     def _ask(self, place: int, node: Node) -> None:
         assert self._table is not None
@@ -263,7 +264,9 @@ class LoopScheduler(PlanScheduler):
                 return expected
             found = f"is at step {seen}, the algorithm at {expected}"
         else:
-            value, wanted = torch.as_tensor(timestep).flatten()[0], float(self.timesteps[expected])
+            known = None if isinstance(timestep, Tensor) else torch.float64
+            value = torch.as_tensor(timestep, dtype=known).flatten()[0]
+            wanted = float(self.timesteps[expected])
             whole = not value.is_floating_point()
             rounding = 0.5 if whole else torch.finfo(value.dtype).eps * abs(wanted)
             if abs(float(value) - wanted) <= rounding:

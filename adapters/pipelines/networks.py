@@ -114,7 +114,8 @@ class _PerSample:
 
     def _converted(self, given: Any, times: Tensor, told: float) -> Tensor:
         """``times`` as the pipeline would have passed them, judging by what it made of one."""
-        given = torch.as_tensor(given)
+        if not isinstance(given, Tensor):
+            given = torch.tensor(given, dtype=torch.float32 if isinstance(given, float) else None)
         if given.ndim > 1:
             raise ValueError(
                 f"{self.name} is told a time for each token, {tuple(given.shape)}: this pipeline "

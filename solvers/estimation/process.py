@@ -317,7 +317,7 @@ def _fingerprint(setup: Setup, folder: Any) -> Generator[Batch, Tensor, list[flo
     x = setup.state(n, n, node)
     output = yield SampleBatch(x[None], [node], samples)
     first = output[0, 0].detach().double().flatten().cpu()
-    picked = torch.linspace(0, len(first) - 1, min(16, len(first))).long()
+    picked = torch.linspace(0, len(first) - 1, min(16, len(first)), dtype=torch.float32).long()
     values = [float(f"{value:.9g}") for value in first[picked].tolist()]
     stored = (read_settings(folder) or {}).get("fingerprint")
     if stored is not None and len(stored) == len(values):

@@ -122,7 +122,8 @@ def picard(
     scales = torch.tensor(variances(plan), dtype=torch.float64).sqrt()
     limits = torch.full_like(scales, SHARE * tolerance)
     if published:
-        limits = tolerance * torch.tensor(variances(plan, published=True)).double().sqrt()
+        published_scales = torch.tensor(variances(plan, published=True), dtype=torch.float64).sqrt()
+        limits = tolerance * published_scales
     held = _Held(parts, x, draw)
     x0: Tensor | None = None
     previous: Evaluated | None = None

@@ -1,0 +1,131 @@
+"""What scripts read of diffusers' schedulers beside a run: tables of training, and its targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from logsnr.solvers import DiscreteVP, FlowMatching
+
+from .layout import node_told
+from .sigma_models import is_edm
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .description import Description
+
+_FLOAT, _DOUBLE = torch.float32, torch.float64
+
+
+class StockAttributes:
+    """Attributes of diffusers' schedulers, as far as the model has them.
+
+    Tables are float32, with an entry for each training step, in the order of training. Those of
+    betas are missing (AttributeError) where a model has none: flow matching, EDM.
+    """
+
+    if TYPE_CHECKING:
+        config: Config
+        timesteps: Tensor
+        num_inference_steps: int | None
+
+        @property
+        def _description(self) -> Description: ...
+
+    @property
+    def betas(self) -> Tensor:
+        """1 - alpha_i^2 / alpha_{i-1}^2, the variance that training step i adds."""
+        logs = self._steps("betas").log_alphas
+        return -torch.expm1(2 * torch.diff(logs, prepend=logs.new_zeros(1))).float()
+
+    @property
+    def alphas(self) -> Tensor:
+        """1 - beta."""
+        logs = self._steps("alphas").log_alphas
+        return torch.exp(2 * torch.diff(logs, prepend=logs.new_zeros(1))).float()
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """alpha^2 where a DDIM run ends: 1, or that of training step 0 (``set_alpha_to_one``)."""
+        first = self._steps("final_alpha_cumprod").alphas_cumprod[0].float()
+        return first if self.config["set_alpha_to_one"] is False else torch.ones_like(first)
+
+    @property
+    def alpha_t(self) -> Tensor:
+        """alpha of each training step."""
+        return self._steps("alpha_t").alphas_cumprod.sqrt().float()
+
+    @property
+    def sigma_t(self) -> Tensor:
+        """sigma of each training step."""
+        return (1 - self._steps("sigma_t").alphas_cumprod).sqrt().float()
+
+    @property
+    def lambda_t(self) -> Tensor:
+        """log(alpha / sigma) of each training step."""
+        steps = self._steps("lambda_t")
+        t = torch.arange(1, steps.steps + 1, dtype=torch.float64) / steps.steps
+        return steps.lam(t).float()
+
+    @property
+    def shift(self) -> float | None:
+        """The resolution shift of a flow model, None for others."""
+        if not isinstance(self._description.schedule, FlowMatching):
+            return None
+        key = "flow_shift" if self.config["shift"] is None else "shift"
+        return float(self.config[key])
+
+    def set_shift(self, shift: float) -> None:
+        """Another resolution shift, from the next ``set_timesteps`` on; ValueError unless > 0."""
+        key = "flow_shift" if self.config["shift"] is None else "shift"
+        if not isinstance(self._description.schedule, FlowMatching):
+            raise ValueError(f"shift={shift!r} is for flow models")
+        if not 0 < float(shift) < float("inf"):
+            raise ValueError(f"shift={shift!r}: need a positive number")
+        self.config[key] = float(shift)
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """Where ``timestep`` is in ``timesteps``, the second place if it occurs several times.
+
+        Raises ValueError if it does not occur.
+        """
+        given = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        places = (given == timestep).nonzero().flatten().tolist()
+        if not places:
+            raise ValueError(f"timestep={timestep!r} is not one of the timesteps")
+        return places[min(1, len(places) - 1)]
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The timestep that follows ``timestep`` on the way to the data, -1 after the last."""
+        if self.num_inference_steps is None:
+            return timestep - 1
+        place = self.index_for_timestep(timestep) + 1
+        return self.timesteps[place] if place < len(self.timesteps) else torch.tensor(-1)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The target of v-prediction, alpha noise - sigma x0, at training ``timesteps`` (B,).
+
+        Of flow models their own target, noise - x0. ValueError for an EDM network, whose target is
+        made by its preconditioning.
+        """
+        schedule, precise = self._description.schedule, torch.promote_types(sample.dtype, _FLOAT)
+        if is_edm(self.config):
+            raise ValueError("get_velocity: a model with sigma_data is trained on another target")
+        if isinstance(schedule, FlowMatching):
+            return noise - sample
+        told = torch.as_tensor(timesteps, dtype=_DOUBLE).reshape(-1).tolist()
+        t = torch.tensor([node_told(self.config, schedule, each).t for each in told], dtype=_DOUBLE)
+        shape = (-1, *[1] * (sample.ndim - 1))
+        alpha, sigma = (
+            level.to(sample.device, precise).reshape(shape)
+            for level in (schedule.alpha(t), schedule.sigma(t))
+        )
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    def _steps(self, name: str) -> DiscreteVP:
+        steps = self._description.steps
+        if steps is None:
+            raise AttributeError(f"a scheduler without training steps has no {name}")
+        return steps
