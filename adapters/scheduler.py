@@ -86,6 +86,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     _wanted: int | None = None  # where the caller said that the next step is
     _first = 0  # where in the table the first of timesteps is
 
+    @also_named(OTHER_NAMES)
     @register_to_config
     def __init__(
         self,
