@@ -28,7 +28,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from logsnr.solvers import EMS, FlowMatching, Node
+from logsnr.solvers import EMS, FlowMatching, Node, Plan
 from logsnr.solvers.names import also_named
 
 from .attributes import StockAttributes
@@ -46,6 +46,7 @@ from .options import solver_name
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
+from .summary import summary
 from .timetable import Timetable
 from .training import training_table
 
@@ -295,6 +296,23 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         if return_dict:
             return SchedulerOutput(prev_sample=previous)
         return StateOnly((previous,)) if self._description.edm else (previous,)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The solver's table for the run under way, or for the one to come; None if none is laid
+        out. ``print(scheduler.plan)`` shows its nodes and coefficients.
+        """
+        if self._course is None or self._table is None:
+            return None
+        run, begin = self._runs.current, self._first + (self._begin_index or 0)
+        if run is not None:
+            return self._course.plan(run.begin, self._table.nodes, run.eta)
+        return self._course.plan(begin, self._table.nodes, 0.0)
+
+    def __repr__(self) -> str:
+        told = [] if self._table is None else self._table.told
+        listed = self._course is not None and self._course.layout.listed is not None
+        return summary(self.config, told, listed)
 
     @property
     def init_noise_sigma(self) -> float:

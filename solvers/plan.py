@@ -37,6 +37,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .starts import start_states
+
 Coefficient = float | Tensor
 
 IDENTITY_TOLERANCE = 1e-9
@@ -190,6 +192,29 @@ class Plan:
         object.__setattr__(plan, "solver", solver)
         object.__setattr__(plan, "options", dict(options))
         return plan
+
+    def start(
+        self,
+        shape: Sequence[int],
+        seeds: Sequence[int] | Tensor | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Start states x_T = sqrt(alpha^2 + sigma^2) z of the plan's first node, z ~ N(0, 1).
+
+        Parameters
+        ----------
+        shape : (B, *event).
+        seeds : one whole number a sample: sample i depends on its seed alone, not on the batch, the
+            device or the dtype. None draws from torch's global generator.
+        device, dtype : of the result.
+
+        The deviation is 1 for variance-preserving schedules and for flow matching from t = 1,
+        sqrt(1 + sigma_max^2) for variance-exploding ones. Raises ValueError naming the argument.
+        """
+        node = self.rows[0].node
+        return start_states(math.hypot(node.alpha, node.sigma), shape, seeds, device, dtype)
 
     def __str__(self) -> str:
         return table(self)

@@ -1,0 +1,39 @@
+"""A scheduler in one line: what runs, on which grid, at which times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .options import solver_name, solver_options
+from .spacing import flagged_spacing
+
+SHOWN = 8
+"""Times that are listed; of more, the first and the last ones."""
+_MANY = 1000  # evaluations, where the order is not lowered for want of them
+
+
+def summary(config: Mapping[str, Any], told: Sequence[float], listed: bool) -> str:
+    """The representation of a scheduler with ``config``.
+
+    Parameters
+    ----------
+    told : what the network is told at the evaluations that are laid out; empty before that.
+    listed : whether the caller gave the times.
+    """
+    parts = [repr(solver_name(config))]
+    order = solver_options(config, _MANY, _MANY, 0.0).get("order")
+    if order is not None:
+        parts.append(f"order={order}")
+    grid = "listed" if listed else flagged_spacing(config) or config.get("timestep_spacing")
+    if grid is not None:
+        parts.append(f"grid={grid!r}")
+    parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")
+    return f"<PlanScheduler {', '.join(parts)}>"
+
+
+def _shortened(told: Sequence[float]) -> str:
+    shown = [f"{time:.6g}" for time in told]
+    if len(shown) > SHOWN:
+        shown[SHOWN // 2 : -SHOWN // 2] = ["..."]
+    return ", ".join(shown)
