@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, FlowMatching
+from logsnr.solvers.run import version
 
+from .description import Description, described
 from .layout import node_told
+from .noise_schedules import betas_of
 from .sigma_models import is_edm
 
 if TYPE_CHECKING:
     from .config import Config
-    from .description import Description
 
 _FLOAT, _DOUBLE = torch.float32, torch.float64
 
@@ -24,15 +27,36 @@ class StockAttributes:
 
     Tables are float32, with an entry for each training step, in the order of training. Those of
     betas are missing (AttributeError) where a model has none: flow matching, EDM.
+
+    A table of betas, alphas or alphas_cumprod that is replaced, or changed in place, is the model's
+    noise schedule from then on, and is kept in the config as ``trained_betas``. ValueError for one
+    that is no noise schedule of as many steps.
     """
+
+    _kept: tuple[Tensor, int, DiscreteVP] | None = None  # alphas_cumprod, its version, its steps
 
     if TYPE_CHECKING:
         config: Config
         timesteps: Tensor
         num_inference_steps: int | None
+        register_to_config: Callable[..., None]
 
         @property
         def _description(self) -> Description: ...
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 of each training step."""
+        steps, kept = self._steps("alphas_cumprod"), self._kept
+        if kept is None or kept[2] is not steps:
+            with torch.inference_mode(False):  # whose tensors do not count their changes
+                table = steps.alphas_cumprod.float()
+            kept = self._kept = table, version(table), steps
+        return kept[0]
+
+    @alphas_cumprod.setter
+    def alphas_cumprod(self, table: Tensor) -> None:
+        self._kept = table, version(table), self._replace("alphas_cumprod", table)
 
     @property
     def betas(self) -> Tensor:
@@ -40,11 +64,22 @@ class StockAttributes:
         logs = self._steps("betas").log_alphas
         return -torch.expm1(2 * torch.diff(logs, prepend=logs.new_zeros(1))).float()
 
+    @betas.setter
+    def betas(self, table: Tensor) -> None:
+        if not _rounds_to(self.betas, table):
+            betas = torch.as_tensor(table, dtype=_DOUBLE)
+            self._replace("betas", torch.exp(torch.log1p(-betas).cumsum(0)))
+
     @property
     def alphas(self) -> Tensor:
         """1 - beta."""
         logs = self._steps("alphas").log_alphas
         return torch.exp(2 * torch.diff(logs, prepend=logs.new_zeros(1))).float()
+
+    @alphas.setter
+    def alphas(self, table: Tensor) -> None:
+        if not _rounds_to(self.alphas, table):
+            self._replace("alphas", torch.as_tensor(table, dtype=_DOUBLE).cumprod(0))
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
@@ -124,8 +159,32 @@ class StockAttributes:
         )
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
+    def _hear_tables(self) -> None:
+        """Follow what was written into ``alphas_cumprod``."""
+        if self._kept is not None and version(self._kept[0]) != self._kept[1]:
+            self.alphas_cumprod = self._kept[0]
+
+    def _replace(self, name: str, alphas_cumprod: Tensor) -> DiscreteVP:
+        """The training steps of another table, which was given as ``name``."""
+        steps = described(self.config).steps
+        if steps is None:
+            raise ValueError(f"{name} was set on a scheduler without training steps")
+        if _rounds_to(steps.alphas_cumprod, alphas_cumprod):
+            return steps
+        betas = betas_of(name, alphas_cumprod, steps.steps)
+        # They say all that these keys say.
+        said = {"rescale_betas_zero_snr": False, "snr_shift_scale": 1.0}
+        self.register_to_config(trained_betas=betas, **said)
+        return cast(DiscreteVP, described(self.config).steps)
+
     def _steps(self, name: str) -> DiscreteVP:
         steps = self._description.steps
         if steps is None:
             raise AttributeError(f"a scheduler without training steps has no {name}")
         return steps
+
+
+def _rounds_to(ours: Tensor, table: Any) -> bool:
+    """Whether ``table`` is ours, in its own precision."""
+    table = torch.as_tensor(table).detach().cpu()
+    return ours.shape == table.shape and torch.equal(ours.to(table.dtype), table)

@@ -20,6 +20,13 @@ from .ems_file import carried
 NO_KEYS: frozenset[str] = frozenset()
 
 
+class Edition:
+    """A state of a config, that of its copies too; another one after every key that is set."""
+
+    def __deepcopy__(self, memo: Any) -> Edition:
+        return self
+
+
 class Config(FrozenDict):
     """Keys that can be read and set as attributes and as items alike.
 
@@ -30,12 +37,16 @@ class Config(FrozenDict):
 
     Attributes
     ----------
-    edition : another object after every key that is set.
+    edition : tells whether a key was set since.
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None, own: Collection[str] = NO_KEYS):
         OrderedDict.__init__(self, values or {})  # by __setitem__
-        self.__dict__.update(own=frozenset(own), edition=object())
+        self.__dict__.update(own=frozenset(own), edition=Edition())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy is of the same edition.
+        return _restored, (dict(self), self.own, self.edition)
 
     def __eq__(self, other: object) -> bool:
         # diffusers' own notes on a config (its file, which keys are defaults) are none of its keys.
@@ -63,10 +74,16 @@ class Config(FrozenDict):
                 f"{', '.join(sorted(own))}"
             )
         OrderedDict.__setitem__(self, name, carried(value) if name == "ems" else value)
-        self.__dict__["edition"] = object()
+        self.__dict__["edition"] = Edition()
         unsaid = self.get("_use_default_values", ())
         if name in unsaid:
             self["_use_default_values"] = [key for key in unsaid if key != name]
+
+
+def _restored(values: Mapping[str, Any], own: Collection[str], edition: Edition) -> Config:
+    config = Config(values, own)
+    config.__dict__["edition"] = edition
+    return config
 
 
 def as_one(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from logsnr.solvers import EMS, DiscreteVP, NoiseSchedule
 from logsnr.solvers.registry import find_solver
 
-from .config import Config
+from .config import Config, Edition
 from .ems_file import ems_of
 from .noise_schedules import discrete_schedule, noise_schedule
 from .options import data_scale, output_sign, prediction_type, solver_name, threshold
@@ -31,7 +32,7 @@ class Description:
     ems : the statistics, if the solver takes any.
     """
 
-    edition: object
+    edition: Edition
     schedule: NoiseSchedule
     steps: DiscreteVP | None
     solver: str
@@ -41,6 +42,10 @@ class Description:
     threshold: Callable[[Tensor], Tensor] | None
     edm: bool
     ems: EMS | None
+
+    def __deepcopy__(self, memo: Any) -> Description:
+        # Nothing in it changes, and plans are kept by the identity of its schedule.
+        return self
 
 
 def described(config: Config) -> Description:

@@ -24,7 +24,7 @@ from .flow_layout import flow_layout
 from .own_lists import is_own_list
 from .sigma_layout import sigma_layout
 from .sigma_models import SigmaModel
-from .step_layout import nearest_step, step_layout
+from .step_layout import at_ratio, nearest_step, step_layout
 
 Place = Callable[..., tuple[Sequence[Node], Sequence[float]]]
 
@@ -108,14 +108,7 @@ def layout(
     nodes, told = place(config, schedule, solver, n, timesteps, sigmas, mu)
     given = timesteps if timesteps is not None else sigmas
     name = "timesteps" if timesteps is not None else "sigmas"
-    if any(node.sigma == 0 for node in nodes[:-1]):
-        raise ValueError(
-            f"{name}={list(given or ())}: the network would be called at sigma = 0, where nothing "
-            "is left to predict; only the end may be there"
-        )
-    lams = [node.lam for node in nodes if math.isfinite(node.lam)]
-    if (np.diff(lams) < 0).any():
-        raise ValueError(f"{name}={list(given or ())}: need falling values (noise to data)")
+    check_nodes(name, given or (), nodes)
     if n is not None and len(told) != n:
         raise ValueError(
             f"num_inference_steps={n} was given beside values for {len(told)} evaluations"
@@ -124,6 +117,35 @@ def layout(
     own = place is flow_layout and sigmas is not None and not config.get("exact_sigmas")
     listed = None if given is None or (own and is_own_list(sigmas or ())) else name
     return Layout(tuple(nodes), tuple(told), inverted, listed)
+
+
+def check_nodes(name: str, given: Sequence[float], nodes: Sequence[Node]) -> None:
+    """ValueError unless ``nodes``, by the values ``given`` as ``name``, go from noise to data."""
+    if any(node.sigma == 0 for node in nodes[:-1]):
+        raise ValueError(
+            f"{name}={list(given)}: the network would be called at sigma = 0, where nothing "
+            "is left to predict; only the end may be there"
+        )
+    lams = [node.lam for node in nodes if math.isfinite(node.lam)]
+    if (np.diff(lams) < 0).any():
+        raise ValueError(f"{name}={list(given)}: need falling values (noise to data)")
+
+
+def node_of_level(
+    config: Mapping[str, Any], schedule: NoiseSchedule, level: float, *, end: bool = False
+) -> Node:
+    """The node whose entry in `Layout.levels` is ``level``; ``end`` is the last of a run.
+
+    Raises ValueError for a level that is none.
+    """
+    highest = math.inf if isinstance(schedule, DiscreteVP | SigmaModel) else 1.0
+    if not 0 <= level <= highest:
+        raise ValueError(f"sigmas has {level!r}: need values in [0, {highest:g}]")
+    if isinstance(schedule, SigmaModel):
+        return schedule.last(level) if end else schedule.at(level)
+    if isinstance(schedule, DiscreteVP):
+        return at_ratio(schedule, level) if level < math.inf else node_at(schedule, 1.0)
+    return node_at(schedule, 1 - level if config.get("invert_sigmas") else level)
 
 
 def node_told(config: Mapping[str, Any], schedule: NoiseSchedule, told: float) -> Node:

@@ -61,6 +61,23 @@ def discrete_schedule(config: Mapping[str, Any]) -> DiscreteVP:
     )
 
 
+def betas_of(name: str, alphas_cumprod: Tensor, steps: int) -> list[float]:
+    """The betas of a table that was given as ``name``.
+
+    Raises ValueError for a table that is no noise schedule of ``steps`` steps.
+    """
+    if alphas_cumprod.shape != (steps,):
+        raise ValueError(
+            f"{name} has shape {tuple(alphas_cumprod.shape)}: need {steps} numbers, one for each "
+            "of num_train_timesteps"
+        )
+    try:
+        table = DiscreteVP(alphas_cumprod.detach().double()).alphas_cumprod
+    except ValueError as error:
+        raise ValueError(f"{name} was set: {error}") from error
+    return (1 - table / torch.cat([torch.ones(1).to(table), table[:-1]])).tolist()
+
+
 def sigma_range(config: Mapping[str, Any], schedule: DiscreteVP) -> tuple[float, float]:
     """sigma / alpha of the last and the first node of a spacing by sigma.
 

@@ -28,10 +28,12 @@ class Runs:
     Attributes
     ----------
     current : the run of the latest step.
+    place : of the step that is expected next, None before the first.
     """
 
     def __init__(self) -> None:
         self.current: Drive | None = None
+        self._place: int | None = None  # where there is no current run
         self._others: list[Drive] = []  # whose last state somebody still has
         self._left: set[int] = set()  # where runs were left waiting, also those that are gone
 
@@ -41,8 +43,19 @@ class Runs:
         current = self.current
         if current is not None and current.differentiable:
             current = None
-        waiting = {run.place for run in self._others}
-        return {"current": current, "_others": [], "_left": self._left | waiting}
+        left = self._left.union(run.place for run in self._others)
+        return {"current": current, "_place": self.place, "_others": [], "_left": left}
+
+    @property
+    def place(self) -> int | None:
+        return self._place if self.current is None else self.current.place
+
+    def end(self) -> None:
+        """No run goes on: the next step begins one, where the last would have been or elsewhere."""
+        if self.current is not None:
+            self._place = self.current.place
+            self._others.append(self.current)
+        self.current = None
 
     def find(self, place: int, sample: Tensor) -> Drive | None:
         """The run of a step at ``place`` from ``sample``, None for one that begins there."""
@@ -64,6 +77,15 @@ class Runs:
         """The run that handed out ``sample``."""
         runs = self._others if self.current is None else [self.current, *self._others]
         return next((run for run in runs if run.gave(sample)), None)
+
+    def place_of(self, sample: Tensor) -> int:
+        """Where ``sample`` is expected: where it was handed out for, or taken from, or next."""
+        for run in () if self.current is None else (self.current, *self._others):
+            if run.gave(sample):
+                return run.place
+            if run.took(sample):
+                return run.place - 1
+        return self.place or 0
 
     def begin(self, run: Drive) -> None:
         """Add a run, which is the current one now."""

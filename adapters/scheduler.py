@@ -43,12 +43,15 @@ from .layout import node_told
 from .noise_levels import noisy
 from .noise_schedules import noise_schedule
 from .options import solver_name
+from .rewritten import rewritten
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
 from .timetable import Timetable
 from .training import training_table
+
+LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart
 
 
 class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
@@ -85,6 +88,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     _begin_index: int | None = None
     _index: int | None = None  # what the caller has set _step_index to
     _wanted: int | None = None  # where the caller said that the next step is
+    _asked: dict[str, Any] | None = None  # what the timesteps were laid out by
     _first = 0  # where in the table the first of timesteps is
 
     @also_named(OTHER_NAMES)
@@ -255,6 +259,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         self._index = self._wanted = None
         self._first = 0
 
+    @torch.compiler.disable  # a run is a generator; compiled, it would be traced at every step
     def step(
         self,
         model_output: Tensor,
@@ -274,16 +279,18 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         ----------
         model_output : the network's output at ``sample`` (B, *event), which may have been edited
             since it was handed out.
-        timestep : used at the first step only, to find the place in ``timesteps``.
-        eta : for solvers that have it, read at the first step.
+        timestep : an entry of ``timesteps``, which says where in the run the step is. Where that
+            is not the next one, or the sample not the one handed out, see `Runs`.
+        eta : for solvers that have it.
         generator, variance_noise : the source of noise for stochastic solvers.
 
-        Raises ValueError without ``set_timesteps``, after the last step, and for a model_output
-        that does not fit the sample.
+        Raises ValueError without ``set_timesteps``, for a timestep that is none of the run's, for a
+        model_output that does not fit the sample, and for what was written on the scheduler since
+        ``set_timesteps`` and cannot be followed.
         """
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
-        place = self._place(timestep)
+        place = self._place(timestep, sample)
         last = self._runs.current
         run = self._runs.find(place, sample)
         if run is None or run.eta != eta:
@@ -374,10 +381,8 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
 
     @property
     def _step_index(self) -> int | None:
-        run = self._runs.current
-        if self._index is not None or run is None:
-            return self._index
-        return run.place - self._first
+        place = self._runs.place
+        return self._index if self._index is not None or place is None else place - self._first
 
     @_step_index.setter
     def _step_index(self, index: int | None) -> None:
@@ -387,14 +392,6 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         self._index = index
         self._wanted = None if index is None else self._first + index
 
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """alpha^2 of the training steps, float32. Flow and EDM schedulers have none."""
-        steps = self._description.steps
-        if steps is None:
-            raise AttributeError("a scheduler without training steps has no alphas_cumprod")
-        return steps.alphas_cumprod.float()
-
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -402,9 +399,6 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         # A copy made in the middle of a run goes on by itself, where it is. A run that records
         # gradients cannot be copied: there it starts afresh from where it is.
         state = {**self.__dict__}
-        run = self._runs.current
-        if run is not None and run.differentiable:
-            state["_index"] = self._step_index
         if self._table is not None:
             # The times of a copy are its own: a run may change those that are to come.
             state["_table"] = table = deepcopy(self._table)
@@ -414,21 +408,69 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             state["_runs"] = deepcopy(self._runs)
         return state
 
-    def _place(self, timestep: Any) -> int:
+    def _place(self, timestep: Any, sample: Tensor) -> int:
         """Where in the run ``timestep`` is."""
-        table = self._table
-        if table is None or self._course is None:
+        self._hear()
+        table, wanted = self._table, self._wanted
+        if table is None:
             raise ValueError("step was called before set_timesteps")
-        run, wanted = self._runs.current, self._wanted
-        if wanted is None:
-            return table.place(timestep, 0 if run is None else run.place)
-        place = table.place(timestep, wanted)
-        if place != wanted:
-            raise ValueError(
-                f"timestep={table.told[place]:g} is entry {place - self._first} of timesteps, but "
-                f"the step to come was set to {wanted - self._first}"
-            )
-        return place
+        place = table.place_of_view(timestep)
+        if place is None:
+            expected = self._runs.place_of(sample) if wanted is None else wanted
+            place = table.place_of_value(timestep, expected)
+        if wanted is None or place == wanted:
+            return place
+        raise ValueError(
+            f"timestep={table.told[place]:g} is entry {place - self._first} of timesteps, but "
+            f"the step to come was set to {wanted - self._first}"
+        )
+
+    def _hear(self) -> None:
+        """Follow what was written on the scheduler since ``set_timesteps``, or refuse it.
+
+        A run that is under way ends, and a new one goes on where it was.
+        """
+        course, table = self._course, self._table
+        if course is None or table is None:
+            return
+        if course.description is not self._description:
+            if self._asked is None:
+                raise ValueError(
+                    "the config was changed after timesteps: call set_timesteps with both"
+                )
+            again = lay_out(self.config, self._description, **self._asked)
+            told = again.told(again.nodes)
+            if not torch.equal(told, course.told(course.nodes)):
+                raise ValueError(
+                    "the config was changed after set_timesteps, and now gives other timesteps: "
+                    "call set_timesteps again"
+                )
+            levels = again.levels([*again.nodes, again.end])
+            table.rewrite(0, again.nodes, told, levels)
+            self._course = course = again
+            self._runs.end()
+        if not table.untouched(self.timesteps, self.sigmas):
+            self._hear_times(course, table)
+
+    def _hear_times(self, course: Course, table: Timetable) -> None:
+        timesteps, sigmas = (torch.as_tensor(v) for v in (self.timesteps, self.sigmas))
+        first = table.slice_at(timesteps, sigmas)
+        if first is not None:
+            table.show_slices(timesteps, sigmas)
+        elif (after := rewritten(course, table, timesteps, sigmas)) is None:
+            table.show(timesteps, sigmas)
+        else:
+            levels = after.levels([*after.nodes, after.end])
+            if len(sigmas) == len(levels):
+                sigmas.copy_(levels)
+            else:
+                sigmas = levels.to(sigmas)
+            self._table = Timetable(timesteps.cpu(), levels, after.nodes)
+            self._table.show(timesteps, sigmas)
+            self._course, self.num_inference_steps = after, after.nfe
+            self._asked = None
+            self._runs.end()
+        self.timesteps, self.sigmas, self._first = timesteps, sigmas, first or 0
 
     def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
         """A new run from ``place`` to the end."""
@@ -461,11 +503,11 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         """ValueError for a state that is known to be noisier than at ``place``."""
         assert self._table is not None
         told, run = self._table.told, self._runs.giver(sample)
-        if run is not None and run.place < place and run.node.lam < self._table.nodes[place].lam:
+        if run is not None and run.node.lam < self._table.nodes[place].lam - LEVEL_ROUNDING:
             raise ValueError(
-                f"timestep={told[place]:g}, but sample is the state for timestep "
-                f"{told[run.place]:g}: a step goes to the next of timesteps; to make larger ones, "
-                "lay them out with set_timesteps"
+                f"timestep={told[place]:g}, but sample is a state of more noise, for evaluation "
+                f"{run.place} of the run: a step goes to the next of timesteps; to make larger "
+                "ones, lay them out with set_timesteps"
             )
 
     @property
@@ -484,6 +526,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     @property
     def _description(self) -> Description:
         """What the config says as it is now."""
+        self._hear_tables()
         known = self._described
         return known if known and known.edition is self.config.edition else self._describe()
 
@@ -502,13 +545,18 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         """
         assert self._course is not None and self._table is not None
         if list(nodes) != self._table.nodes[begin:]:
+            if nodes[0] != self._table.nodes[begin]:
+                raise ValueError(
+                    "sample belongs to a run whose timesteps another run has changed since: let "
+                    "each of them have a copy of the scheduler"
+                )
             self._table.rewrite(begin, nodes, self._course.told(nodes), self._course.levels(nodes))
 
     def _nodes_of(self, timesteps: Tensor) -> list[Node]:
         """The nodes at which the network is told ``timesteps``: of the run, or else of training."""
+        self._hear()
         if self._table is not None:
-            run = self._runs.current
-            here = run.place if run is not None and self._wanted is None else self._wanted
+            here = self._runs.place if self._wanted is None else self._wanted
             places = self._table.all_places(timesteps, here)
             if places is not None:
                 return [self._table.nodes[place] for place in places]

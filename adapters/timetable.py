@@ -26,6 +26,10 @@ class Timetable:
     told, levels : the values of the two, on the CPU.
     nodes : of the evaluations.
     device, levels_device : where pipelines want the two.
+
+    Attributes
+    ----------
+    told, levels : the values, kept here to notice when a caller writes others.
     """
 
     def __init__(
@@ -36,19 +40,25 @@ class Timetable:
         device: Any = None,
         levels_device: Any = None,
     ):
-        self.told: list[float] = told.tolist()
         self.levels: list[float] = levels.tolist()
         self.nodes = list(nodes)
         with torch.inference_mode(False):  # whose tensors do not count their changes
             self.show(told.clone().to(device), levels.clone().to(levels_device))
 
     def show(self, timesteps: Tensor, sigmas: Tensor) -> None:
-        """Take these tensors, which hold the values of the table, for those that callers read."""
+        """Let callers read these tensors, which hold the values of the table or their rounding."""
         self.timesteps, self.sigmas = timesteps, sigmas
+        self.told = [float(told) for told in timesteps.tolist()]
+        self.show_slices(timesteps, sigmas)
+
+    def show_slices(self, timesteps: Tensor, sigmas: Tensor) -> None:
+        """Let callers read these slices of the tensors of the table."""
+        self._shown = timesteps, sigmas
         self._watch()
 
     def _watch(self) -> None:
         self._storage = self.timesteps.untyped_storage().data_ptr()
+        self._offset = self.timesteps.storage_offset()
         self._versions = version(self.timesteps), version(self.sigmas)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,12 +73,29 @@ class Timetable:
             self._versions = -1, -1
 
     def untouched(self, timesteps: Any, sigmas: Any) -> bool:
-        """Whether these are the tensors of the table, without a change in place."""
+        """Whether these are the tensors that are shown, without a change in place."""
+        shown = self._shown
         return (
-            timesteps is self.timesteps
-            and sigmas is self.sigmas
+            timesteps is shown[0]
+            and sigmas is shown[1]
             and (version(timesteps), version(sigmas)) == self._versions
         )
+
+    def tells(self, values: Sequence[float]) -> bool:
+        """Whether ``values`` are those of the table, perhaps rounded to a half-precision type."""
+        if len(values) != len(self.told):
+            return False
+        told, given = (torch.tensor(v, dtype=torch.float64) for v in (self.told, values))
+        return any(torch.equal(told.to(kind).double(), given) for kind in (told.dtype, *HALF_TYPES))
+
+    def slice_at(self, timesteps: Tensor, sigmas: Tensor) -> int | None:
+        """Where ``timesteps`` begins as a slice of the table's, None for anything else."""
+        sigmas_too = sigmas.untyped_storage().data_ptr() == self.sigmas.untyped_storage().data_ptr()
+        as_they_were = (version(self.timesteps), version(self.sigmas)) == self._versions
+        whole = timesteps.ndim == 1 and timesteps.stride() == (1,) and len(timesteps) > 0
+        if not (self.is_view(timesteps) and sigmas_too and as_they_were and whole):
+            return None
+        return int(timesteps.storage_offset() - self._offset)
 
     def is_view(self, timestep: Any) -> bool:
         """Whether ``timestep`` is a part of ``timesteps``, not a copy."""
@@ -78,13 +105,17 @@ class Timetable:
             and timestep.dtype == self.timesteps.dtype
         )
 
-    def place(self, timestep: Any, expected: int) -> int:
-        """Where ``timestep`` is: at the ``expected`` place if its value leaves a choice.
+    def place_of_view(self, timestep: Any) -> int | None:
+        """Where ``timestep`` is in ``timesteps``, None if it is no view of one entry."""
+        if not self.is_view(timestep) or (timestep.numel() > 1 and any(timestep.stride())):
+            return None
+        return int(timestep.storage_offset() - self._offset)
 
-        ValueError for a time that is none of the table's, and for a copy of one that occurs twice.
+    def place_of_value(self, timestep: Any, expected: int) -> int:
+        """Where a copy is: at the ``expected`` place if its value leaves a choice.
+
+        ValueError for a time that is none of the table's, and for one that occurs elsewhere twice.
         """
-        if self.is_view(timestep) and (timestep.numel() == 1 or not any(timestep.stride())):
-            return int(timestep.storage_offset() - self.timesteps.storage_offset())
         value = _single(timestep)
         if 0 <= expected < len(self.told) and self.told[expected] == value:
             return expected
@@ -122,7 +153,7 @@ class Timetable:
         """
         if self.is_view(timesteps):
             every = torch.arange(len(self.told))
-            offset = timesteps.storage_offset() - self.timesteps.storage_offset()
+            offset = timesteps.storage_offset() - self._offset
             return every.as_strided(timesteps.shape, timesteps.stride(), offset).flatten().tolist()
         kind = timesteps.dtype if timesteps.dtype in HALF_TYPES else None
         values, known = timesteps.flatten().tolist(), set(self.told)
@@ -136,13 +167,17 @@ class Timetable:
         return [places[value] for value in values]
 
     def rewrite(self, begin: int, nodes: Sequence[Node], told: Tensor, levels: Tensor) -> None:
-        """Other evaluations from ``begin`` on, written where pipelines will read them."""
+        """Other evaluations from ``begin`` on, written where pipelines will read them.
+
+        ``levels`` may have the end beside those of the evaluations.
+        """
         end = begin + len(nodes)
         self.nodes[begin:end] = nodes
         self.told[begin:end] = told.tolist()
-        self.levels[begin:end] = levels.tolist()
+        levels_end = begin + len(levels)
+        self.levels[begin:levels_end] = levels.tolist()
         self.timesteps[begin:end] = told.to(self.timesteps)
-        self.sigmas[begin:end] = levels.to(self.sigmas)
+        self.sigmas[begin:levels_end] = levels.to(self.sigmas)
         self._watch()
 
 

@@ -106,3 +106,36 @@ def test_no_step_reads_a_value_and_every_image_runs_the_same_operations(solver, 
     # The first step also lays out the run; every other one is a handful of operations.
     tensor_work = [name for step in once[1:] for name in step if "view" not in name]
     assert len(tensor_work) <= 8 * (NFE - 1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc", "heun"])
+def test_compiling_step_compiles_nothing_again(solver):
+    """It runs as it is, also inside what is compiled around it, which is compiled once."""
+    scheduler = PlanScheduler(**FAMILIES["sd"][0], solver=solver)
+
+    @torch.no_grad()
+    def loop(step) -> Tensor:
+        scheduler.set_timesteps(12)
+        x = start()
+        for t in scheduler.timesteps:
+            x = step(torch.tanh(x), t, x, return_dict=False)[0]
+        return x
+
+    def doubled(output: Tensor, t: Tensor, x: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (scheduler.step(output * 2, t, x, return_dict=return_dict)[0] * 2,)
+
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(
+            loop(torch.compile(scheduler.step, backend=backend)), loop(scheduler.step)
+        )
+        assert not graphs
+        assert torch.equal(loop(torch.compile(doubled, backend=backend)), loop(doubled))
+        assert len(graphs) == 2  # before step and after it
+    torch._dynamo.reset()

@@ -124,7 +124,7 @@ class LoopScheduler(PlanScheduler):
         return states
 
     def _advance(self, output: Tensor, timestep: Any, sample: Tensor) -> None:
-        place = self._place(timestep)
+        place = self._place(timestep, sample)
         if output.shape != sample.shape:
             output = self._without_variance(output, sample)
         driver = self.driver
@@ -252,14 +252,14 @@ class LoopScheduler(PlanScheduler):
         told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
         return told, self._told(here)
 
-    def _place(self, timestep: Any) -> int:
+    def _place(self, timestep: Any, sample: Tensor) -> int:
         """Which of ``timesteps`` the pipeline was at; ValueError unless it is the one expected."""
         assert self._table is not None
         expected = self._begin_index if self._step_index is None else self._step_index
+        seen = self._table.place_of_view(timestep)
         if expected is None:
-            return self._table.place(timestep, 0)
-        if self._table.is_view(timestep):
-            seen = self._table.place(timestep, expected)
+            return self._table.place_of_value(timestep, 0) if seen is None else seen
+        if seen is not None:
             if seen == expected:
                 return expected
             found = f"is at step {seen}, the algorithm at {expected}"
