@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import (
+    PID,
     Denoiser,
     DynamicThreshold,
     Grid,
@@ -24,6 +25,7 @@ from logsnr.solvers import (
     VPLinear,
     make_plan,
     sample,
+    sample_adaptive,
 )
 
 from .official import (
@@ -178,7 +180,7 @@ def k_diffusion(case: Case) -> Answer:
         )
         return Recipe(of_plan(plan), schedule, "sample")
     if name == "sample_dpm_adaptive":
-        return Unsupported("a PID step-size controller")
+        return _dpm_adaptive(case, schedule)
     sigmas = k_sigmas(config)
     if sigmas is None:
         return Unsupported(f"grid {config['grid']!r}")
@@ -211,6 +213,23 @@ def k_diffusion(case: Case) -> Answer:
     else:
         return Unsupported("the stochastic samplers of k-diffusion")
     return Recipe(of_plan(plan), schedule, "sample")
+
+
+def _dpm_adaptive(case: Case, schedule: NoiseSchedule) -> Answer:
+    config = case.config
+    if config.get("eta", 0.0) > 0:
+        return Unsupported("the stochastic samplers of k-diffusion")
+    pid = PID(*(config[name] for name in ("pcoeff", "icoeff", "dcoeff", "accept_safety")))
+    options = {name: config[name] for name in ("order", "rtol", "atol", "h_init")}
+    # Configurations need not name the ends, which are those of the schedule.
+    ends = config.get("sigma_max", schedule.t_start), config.get("sigma_min", schedule.t_end)
+
+    def run(denoise: Denoiser, x_T: Tensor) -> Tensor:
+        return sample_adaptive(
+            denoise, x_T, schedule, pid=pid, t_start=ends[0], t_end=ends[1], **options
+        )[0]
+
+    return Recipe(run, schedule, "sample", call_tolerance=1e-5)
 
 
 def k_sigmas(config: Any) -> Array | None:

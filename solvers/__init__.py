@@ -22,6 +22,7 @@ from .schedules import (
     VPLinear,
 )
 from .spacings import SPACINGS
+from .step_size import PID
 
 from . import methods  # isort: skip  (fills SOLVERS)
 
@@ -29,6 +30,7 @@ __all__ = [
     "DATA",
     "EMS",
     "NOISE",
+    "PID",
     "PREDICTIONS",
     "SOLVERS",
     "SPACINGS",

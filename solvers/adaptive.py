@@ -4,11 +4,17 @@ A step of size h in lambda is taken twice, by a method of order p - 1 and one of
 shares its evaluations (Lu et al. 2022a, appendix C). With
 
     delta = max(atol, rtol max(|x_low|, |x_prev|)),
-    E = max over the batch of rms((x_high - x_low) / delta),
 
-the step is accepted if E <= 1, and the next size is min(theta h E^(-1/p), lambda_end - lambda).
-x_prev is the lower solution of the last accepted step. The algorithm is a generator, so it works
-through every driver; the size of a step depends on the states, so it is not a `Plan`.
+x_prev the lower solution of the last accepted step, the ratios (x_high - x_low) / delta tell the
+controller (see `step_size`) whether to accept the step and how long the next one is.
+
+Near pure noise the difference of two solutions says nothing, and a controller either creeps or
+jumps over everything. A start with sigma / alpha above rho = max(200, 7 / sqrt(atol)), alpha = 0
+included, therefore begins with one first-order step to rho, whose error, about 1 / (2 rho^2) for
+data of scale 1, is far below the tolerance. (The published runs start below 152.)
+
+The algorithm is a generator, so it works through every driver; the size of a step depends on the
+states, so it is not a `Plan`.
 """
 
 from __future__ import annotations
@@ -22,13 +28,16 @@ from torch import Tensor
 
 from .denoiser import Denoiser, check_start
 from .grids import check_range, node_at
+from .hermite import Hermite
 from .methods.dpm_solver import SOLVER_TYPES, stages
-from .methods.multistep import SPACES
+from .methods.multistep import SPACES, first_order
+from .methods.pure_noise import DEEP
 from .plan import DATA, Node, Row
-from .prediction import check_prediction, to_target
+from .prediction import check_prediction, to_data, to_target
 from .registry import check_choice
 from .run import Evaluation, drive
 from .schedules import NoiseSchedule
+from .step_size import PID, Controller, Published
 
 INNER = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Where the inner evaluations lie, as shares of the step in lambda."""
@@ -39,13 +48,13 @@ class AdaptiveStats:
     """What an adaptive run did. ``times`` are those of the accepted nodes, start and end included.
 
     ``nfe`` counts every evaluation, those of rejected steps too. ``dense`` maps a time between
-    the ends to the state there (cubic Hermite interpolation in lambda), if it was asked for.
+    the ends to the state there (see `Hermite`), if it was asked for.
     """
 
     nfe: int
     rejected: int
     times: tuple[float, ...]
-    dense: Callable[[float], Tensor] | None = field(default=None, repr=False)
+    dense: Hermite | None = field(default=None, repr=False)
 
 
 class NFELimitError(RuntimeError):
@@ -74,6 +83,7 @@ def sample_adaptive(
     rtol: float = 0.05,
     h_init: float = 0.05,
     theta: float = 0.9,
+    pid: PID | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
     t_err: float = 1e-5,
@@ -89,7 +99,8 @@ def sample_adaptive(
     atol, rtol : tolerances of the controller; the defaults are the published ones for 8-bit
         images in [-1, 1].
     h_init, theta : first step in lambda, safety factor in (0, 1).
-    t_start, t_end : default the schedule's; lambda must be finite at both.
+    pid : the coefficients of k-diffusion's controller, in place of the published one and theta.
+    t_start, t_end : default the schedule's; lambda must be finite at t_end.
     t_err : the run ends when it is this close to t_end.
     max_nfe : raise `NFELimitError`, which holds the state reached, rather than go on.
     dense : also return an interpolant, for one evaluation more (at t_end).
@@ -109,6 +120,7 @@ def sample_adaptive(
         rtol=rtol,
         h_init=h_init,
         theta=theta,
+        pid=pid,
         t_start=schedule.t_start if t_start is None else t_start,
         t_end=schedule.t_end if t_end is None else t_end,
         t_err=t_err,
@@ -131,12 +143,13 @@ def adaptive(
     rtol: float,
     h_init: float,
     theta: float,
+    pid: PID | None = None,
     t_start: float,
     t_end: float,
     t_err: float,
     max_nfe: int,
     dense: bool,
-) -> Generator[Evaluation, Tensor, tuple[Tensor, AdaptiveStats]]:
+) -> Generator[Evaluation, Tensor | None, tuple[Tensor, AdaptiveStats]]:
     """The algorithm of `sample_adaptive` as a generator over evaluations; see there."""
     check_prediction(prediction)
     check_choice("order", order, tuple(INNER))
@@ -148,61 +161,83 @@ def adaptive(
             raise ValueError(f"{name}={value!r}: need a positive number")
     if not 0 < theta < 1:
         raise ValueError(f"theta={theta!r}: need a value in (0, 1)")
+    if pid is not None and not isinstance(pid, PID):
+        raise ValueError(f"pid={pid!r}: need a PID, or None")
+    if pid is not None and theta != 0.9:
+        raise ValueError(f"theta={theta!r} was given beside pid, which has no such factor")
     if max_nfe < order:
         raise ValueError(f"max_nfe={max_nfe!r}: need at least order={order}")
     check_range(schedule, t_start, t_end)
     start, end = (node_at(schedule, float(t)) for t in (t_start, t_end))
-    if not math.isfinite(start.lam) or not math.isfinite(end.lam):
-        raise ValueError(
-            f"t_start={t_start!r}, t_end={t_end!r}: lambda must be finite at both, but is "
-            f"{start.lam:g} and {end.lam:g}"
-        )
+    if not math.isfinite(end.lam):
+        raise ValueError(f"t_end={t_end!r}: lambda must be finite there, but is {end.lam:g}")
     dtype = x.dtype
     state = x.to(torch.promote_types(dtype, torch.float32))
-    previous, h = state, h_init
+    previous = state
+    controller: Controller = Published(h_init, order, theta)
+    if pid is not None:
+        controller = pid.start(h_init, order)
     nfe = rejected = 0
-    knots = [(start, state)]
-    slopes: list[Tensor] = []
+    times = [start.t]
+    path = Hermite(schedule, dtype) if dense else None
 
-    def convert(output: Tensor, at: Tensor, node: Node) -> Tensor:
-        map_ = to_target(prediction, node, SPACES[space])
-        return map_.out * output.to(at.dtype) + map_.x * at
+    def evaluate(at: Tensor, node: Node) -> Generator[Evaluation, Tensor | None, Tensor]:
+        nonlocal nfe
+        output = None
+        while output is None:  # None: the network wrote to its input, which is a copy
+            output = yield Evaluation(at.to(dtype, copy=True), node, nfe)
+        nfe += 1
+        return output.to(at.dtype)
 
+    def data(output: Tensor, at: Tensor, node: Node) -> Tensor:
+        map_ = to_data(prediction, node)
+        return map_.out * output + map_.x * at
+
+    deepest = min(DEEP, math.sqrt(atol) / 7)
+    if start.alpha < deepest * start.sigma:
+        inner = node_at(schedule, schedule.time(math.log(deepest)))
+        inner = inner if inner.t > end.t else end
+        x0 = data((yield from evaluate(state, start)), state, start)
+        if path is not None:
+            path.begin(start, state, x0)
+        a, b = first_order(DATA, start, inner)
+        start, state = inner, a * state + b * x0
+        previous = state
+        times.append(start.t)
     while abs(start.t - t_end) > t_err:
         if nfe + order > max_nfe:
             raise NFELimitError(state.to(dtype), start.t, nfe, max_nfe)
+        left = end.lam - start.lam
+        h = min(controller.h, left)
         lams = [start.lam + r * h for r in (*INNER[order], 1.0)]
         nodes = [start, *(node_at(schedule, schedule.time(lam)) for lam in lams)]
         at = state
+        first: Tensor | None = None
         outputs: list[Tensor] = []
         for index, node in enumerate(nodes[:-1]):
             if index:
                 at = _combine(stages(space, nodes, 0, range(index), solver_type), state, outputs)
-            output = yield Evaluation(at.to(dtype), node, nfe)
-            nfe += 1
-            outputs.append(convert(output, at, node))
+            output = yield from evaluate(at, node)
+            first = output if first is None else first
+            map_ = to_target(prediction, node, SPACES[space])
+            outputs.append(map_.out * output + map_.x * at)
         short = [*nodes[: order - 1], nodes[-1]]
         low = _combine(stages(space, short, 0, range(order - 1), solver_type), state, outputs)
         high = _combine(stages(space, nodes, 0, range(order), solver_type), state, outputs)
         delta = torch.clamp(rtol * torch.maximum(low.abs(), previous.abs()), min=atol)
-        error = float(((high - low) / delta).flatten(1).square().mean(1).sqrt().max())
-        if not math.isfinite(error):
+        ratios = (high - low) / delta
+        if not torch.isfinite(ratios.square()).all():
             raise ValueError(f"the states are not finite after a step from t={start.t:.6g}")
-        if error <= 1:
-            slopes.append(_slope(start, state, outputs[0], space))
+        if controller.judge(ratios, left):
+            if path is not None and first is not None:
+                path.add(start, state, data(first, state, start))
             start, state, previous = nodes[-1], high, low
-            knots.append((start, state))
+            times.append(start.t)
         else:
             rejected += 1
-        h = min(theta * h * max(error, 1e-12) ** (-1 / order), end.lam - start.lam)
-    interpolant = None
-    if dense:
-        output = yield Evaluation(state.to(dtype), start, nfe)
-        nfe += 1
-        slopes.append(_slope(start, state, convert(output, state, start), space))
-        interpolant = _hermite(schedule, knots, slopes, dtype)
-    times = tuple(node.t for node, _ in knots)
-    return state.to(dtype), AdaptiveStats(nfe, rejected, times, interpolant)
+    if path is not None:
+        path.add(start, state, data((yield from evaluate(state, start)), state, start))
+    return state.to(dtype), AdaptiveStats(nfe, rejected, tuple(times), path)
 
 
 def _combine(row: Row, state: Tensor, outputs: Sequence[Tensor]) -> Tensor:
@@ -210,36 +245,3 @@ def _combine(row: Row, state: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     for j, b in row.outputs:
         result = result + b * outputs[j]
     return result
-
-
-def _slope(node: Node, x: Tensor, output: Tensor, space: str) -> Tensor:
-    """d u / d lambda = a (x0 - a u) of the rotated state u = x / r; see `reference`."""
-    r = math.hypot(node.alpha, node.sigma)
-    a = node.alpha / r
-    x0 = output if SPACES[space] == DATA else (x - node.sigma * output) / node.alpha
-    return a * (x0 - a * x / r)
-
-
-def _hermite(
-    schedule: NoiseSchedule,
-    knots: Sequence[tuple[Node, Tensor]],
-    slopes: Sequence[Tensor],
-    dtype: torch.dtype,
-) -> Callable[[float], Tensor]:
-    """Cubic Hermite interpolation of u over lambda, returned as states x at a time."""
-    lams = [node.lam for node, _ in knots]
-    scaled = [x / math.hypot(node.alpha, node.sigma) for node, x in knots]
-
-    def dense(t: float) -> Tensor:
-        low, high = knots[-1][0].t, knots[0][0].t
-        if not low <= t <= high:
-            raise ValueError(f"t={t!r}: need a time in [{low:g}, {high:g}]")
-        node = node_at(schedule, t)
-        left = max(i for i in range(len(lams) - 1) if i == 0 or lams[i] <= node.lam)
-        h = lams[left + 1] - lams[left]
-        s = (node.lam - lams[left]) / h
-        u = (1 + 2 * s) * (1 - s) ** 2 * scaled[left] + s**2 * (3 - 2 * s) * scaled[left + 1]
-        u = u + h * s * (1 - s) * ((1 - s) * slopes[left] - s * slopes[left + 1])
-        return (u * math.hypot(node.alpha, node.sigma)).to(dtype)
-
-    return dense

@@ -37,6 +37,8 @@ def evaluator(
 ) -> Evaluate:
     """How to evaluate a `Batch` with ``denoise`` here: one network call for all P groups.
 
+    The network is given a copy of the states, which it may write to.
+
     Parameters
     ----------
     denoise : a `Denoiser`, or a data prediction (x, t) -> x0, which takes a single time and is
@@ -52,10 +54,11 @@ def evaluator(
     def evaluate(x: Tensor, times: Sequence[float]) -> Tensor:
         if not isinstance(denoise, Denoiser):
             single = checked(denoise)
-            return torch.stack([single(group, t) for group, t in zip(x, times, strict=True)])
+            groups = zip(x, times, strict=True)
+            return torch.stack([single(group.clone(), t) for group, t in groups])
         size = max_groups or len(x)
         parts = [
-            denoise.evaluate_groups(x[i : i + size], times[i : i + size])
+            denoise.evaluate_groups(x[i : i + size].clone(), times[i : i + size])
             for i in range(0, len(x), size)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .edits import version
 from .grids import node_at
 from .guidance import ClassifierFree, unwrap
-from .plan import Node
+from .plan import Coefficient, Node
 from .prediction import check_prediction, to_data
 from .schedules import NoiseSchedule
 
@@ -39,7 +40,7 @@ class Denoiser:
         float32 states). Default: the network must take the state's dtype.
 
     Raises ValueError for an unknown prediction, for both ``condition`` and ``guidance``, and at a
-    call for an output of the wrong type or shape.
+    call for an output of the wrong type or shape, and for a network that writes to its condition.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Denoiser:
         return self.native if self.threshold is None else "sample"
 
     def evaluate(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """One network evaluation at states x (B, *event): a prediction of type ``prediction``."""
-        output = self._call_network(x, t)
+        """One network evaluation at states x (B, *event): a prediction of type ``prediction``.
+
+        A network that writes to its input writes to x: who needs x afterwards looks for that.
+        """
         if self.threshold is None:
-            return output
-        return self.threshold(self._data(output, x, t))
+            return self._call_network(x, t)
+        return self.threshold(self._data(x, t))
 
     def evaluate_groups(self, x: Tensor, times: Sequence[float]) -> Tensor:
         """``evaluate`` at P times in one network call: x (P, B, *event), group i at times[i].
@@ -114,7 +117,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Data prediction x0 (B, *event) at the schedule's time t."""
-        x0 = self._data(self._call_network(x, t), x, t)
+        x0 = self._data(x.clone(), t)
         return x0 if self.threshold is None else self.threshold(x0)
 
     def check_input(self, x: Tensor, name: str = "x") -> None:
@@ -142,10 +145,18 @@ class Denoiser:
         time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         times = torch.as_tensor(network_time, dtype=time_dtype, device=x.device).expand(x.shape[0])
         state = x if self.dtype is None else x.to(self.dtype)
+        conditions = [(key, v) for key, v in self._conditions() if isinstance(v, Tensor)]
+        versions = [version(value) for _, value in conditions]
         if self.guidance is not None:
             output = self.guidance(self.network, state, times, t)
         else:
             output = self.network(state, times, **self.condition)
+        for (key, value), before in zip(conditions, versions, strict=True):
+            if version(value) != before:
+                raise ValueError(
+                    f"network wrote to its condition {key!r}, which the next calls need as it was: "
+                    "let it work on a copy"
+                )
         output = unwrap(output)
         if not isinstance(output, Tensor):
             raise ValueError(f"network returned {type(output).__name__}: need a tensor")
@@ -157,18 +168,28 @@ class Denoiser:
             raise ValueError(f"network returned dtype {output.dtype}: need a floating-point type")
         return output if self.dtype is None else output.to(x.dtype)
 
-    def _data(self, output: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+    def _conditions(self) -> list[tuple[str, Any]]:
+        if self.guidance is None:
+            return list(self.condition.items())
+        return [*self.guidance.condition.items(), *self.guidance.null.items()]
+
+    def _data(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.native == "sample":
-            return output
+            return self._call_network(x, t)
+        out, state = self._to_data(x, t)
+        rest = state * x  # before the network can write to x
+        return out * self._call_network(x, t) + rest
+
+    def _to_data(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """x0 as a linear function of the network's output and x: the two factors."""
         if not isinstance(t, Tensor) or t.numel() == 1:
-            map_ = to_data(self.native, node_at(self.schedule, float(t)))
-            return map_.out * output + map_.x * x
+            return to_data(self.native, node_at(self.schedule, float(t)))
         times = t.detach().to("cpu", torch.float64)
         alphas, sigmas = self.schedule.alpha(times), self.schedule.sigma(times)
         nodes = map(Node, times.tolist(), alphas.tolist(), sigmas.tolist())
         maps = torch.tensor([to_data(self.native, node) for node in nodes], dtype=torch.float64)
         out, state = maps.to(x.device, x.dtype).reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
-        return out * output + state * x
+        return out, state
 
 
 def check_start(x_T: Tensor, denoise: Any) -> None:

@@ -27,6 +27,11 @@ from torch import Tensor
 from .plan import Coefficient, Plan
 
 
+def version(x: Tensor) -> int:
+    """A count of the in-place changes of x (none is kept under torch.inference_mode)."""
+    return 0 if x.is_inference() else x._version
+
+
 @dataclass(frozen=True)
 class Edit:
     """The ``state`` that a row was changed to before its correction, by ``difference``."""

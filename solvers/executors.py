@@ -56,6 +56,7 @@ class Program:
     scales: Mapping[int, float]  # of stored outputs: g_k = scale * what is in its slot
     weights: Tensor  # (rows, slots) float64
     spent: tuple[tuple[int, ...], ...]  # states that nothing needs once row k is evaluated
+    kept: frozenset[int]
     slots: int
 
 
@@ -68,6 +69,16 @@ def last_uses(plan: Plan) -> tuple[list[int], list[int]]:
         for j, _ in row.outputs:
             outputs[j] = k
     return states, outputs
+
+
+def kept_rows(plan: Plan) -> frozenset[int]:
+    """The evaluated rows whose states are needed beyond the next evaluation.
+
+    Their states are handed out, and by then may have been overwritten.
+    """
+    states, _ = last_uses(plan)
+    following = [*plan.evaluated[1:], len(plan.rows)]
+    return frozenset(k for k, m in zip(plan.evaluated, following, strict=True) if states[k] > m)
 
 
 @lru_cache(maxsize=256)
@@ -114,7 +125,8 @@ def compile_plan(plan: Plan, prediction: str) -> Program:
     for k in plan.evaluated:
         spent[k] = tuple(j for j in range(k + 1) if j in alive and state_use[j] <= k)
         alive.difference_update(spent[k])
-    return Program(tuple(sums), tuple(stores), scales, weights, tuple(spent), weights.shape[1])
+    kept, slots = kept_rows(plan), weights.shape[1]
+    return Program(tuple(sums), tuple(stores), scales, weights, tuple(spent), kept, slots)
 
 
 def _direct(plan: Plan, prediction: str, k: int) -> tuple[float, float] | None:
@@ -181,6 +193,16 @@ class FusedRows:
         self.states[k] = result
         return result
 
+    def again(self, k: int) -> Tensor:
+        """The state of row k computed anew, as long as nothing was stored since."""
+        self.states[k] = self._sum(k)
+        return self.states[k]
+
+    def keep(self, k: int) -> None:
+        """Hold the state of row k apart from the tensor handed out, if it is needed for long."""
+        if k in self.program.kept:
+            self.states[k] = self.states[k].clone()
+
     def _sum(self, k: int) -> Tensor:
         state, a, others, outputs, extra, direct = self.program.sums[k]
         if direct is not None:
@@ -208,7 +230,7 @@ class FusedRows:
         return result
 
     def edit(self, k: int, edited: Tensor) -> None:
-        # Nothing was stored since row k was computed, so its old value can be computed again.
+        # As in `again`.
         others = [j for j in self.states if j != k and j not in self.program.spent[k]]
         if others:
             difference = edited - self._sum(k)
@@ -262,6 +284,7 @@ class TensorRows:
             for row in plan.rows
         ]
         self.state_use, self.output_use = last_uses(plan)
+        self.kept = kept_rows(plan)
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self.drawn: list[Tensor] = []
@@ -299,6 +322,16 @@ class TensorRows:
             result, self.edited = self.edited.temper(result), None
         self.states[k] = result
         return result
+
+    def again(self, k: int) -> Tensor:
+        """As `FusedRows.again`."""
+        self.states[k] = self._sum(k)
+        return self.states[k]
+
+    def keep(self, k: int) -> None:
+        """As `FusedRows.keep`."""
+        if k in self.kept:
+            self.states[k] = self.states[k].clone()
 
     def _sum(self, k: int) -> Tensor:
         states, outputs, offset = self.sums[k]

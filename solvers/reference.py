@@ -92,4 +92,4 @@ def reference_solution(
 
 def _first_order(denoise: Callable, x: Tensor, start: Node, end: Node) -> Tensor:
     a, b = first_order(DATA, start, end)
-    return a * x + b * denoise(x, start.t)
+    return a * x + b * denoise(x.clone(), start.t)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, check_start, checked
+from .edits import version
 from .executors import FusedRows, TensorRows
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
@@ -29,6 +30,9 @@ class Evaluation:
     A driver that changed the state since it was handed out (inpainting, callbacks) puts the
     changed tensor into ``x``, or changes it in place: the run carries the edit on. (Under
     ``torch.inference_mode`` changes in place cannot be seen: put the tensor into ``x``.)
+
+    A network that wrote to its input made no edit. A driver that sees this sends None, and is
+    handed the state out again, in a tensor of its own.
     """
 
     x: Tensor
@@ -36,7 +40,7 @@ class Evaluation:
     index: int
 
 
-Run = Generator[Evaluation, Tensor, Tensor]
+Run = Generator[Evaluation, Tensor | None, Tensor]
 Executor = FusedRows | TensorRows
 Result = TypeVar("Result")
 
@@ -52,7 +56,9 @@ def run(
     """Generator over the evaluations of ``plan`` from the start state x (B, *event).
 
     Send it the network's output, which is of type ``prediction``. States and history are kept in
-    float32 or better; every state handed out has x's dtype.
+    float32 or better; every state handed out has x's dtype. x itself is not handed out, nor is any
+    state that is still needed once its evaluation is over: what becomes of those tensors then does
+    not touch the run.
 
     An edit of a state is transported to the other states that the plan still needs (the corrected
     state of a predictor-corrector, the start of a singlestep block) along the linear part of the
@@ -61,7 +67,7 @@ def run(
     """
     check_prediction(prediction)
     executor = executor_for(plan, x, prediction, differentiable=differentiable)
-    return proceed(executor, x, noise or noise_source(None))
+    return proceed(executor, x.clone(), noise or noise_source(None))
 
 
 def executor_for(
@@ -89,9 +95,16 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
             continue
         if k > begin:
             handed = precise if as_given else precise.to(dtype)
-        handed_version = version(handed)
-        evaluation = Evaluation(handed, row.node, k)
-        output = yield evaluation
+        output = None
+        while output is None:
+            handed_version = version(handed)
+            evaluation = Evaluation(handed, row.node, k)
+            output = yield evaluation
+            if output is None:
+                if as_given and k > begin:
+                    precise = handed = executor.again(k)
+                else:
+                    handed = precise.to(dtype, copy=True)
         if output.shape != handed.shape:
             raise ValueError(
                 f"output has shape {tuple(output.shape)}: need that of x, {tuple(handed.shape)}"
@@ -101,13 +114,10 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
             if not as_given:  # what was not changed keeps its precision
                 edited = edited + (precise - precise.to(dtype))
             executor.edit(k, edited)
+        if as_given:
+            executor.keep(k)
         executor.evaluate(k, output)
     return precise.to(dtype)
-
-
-def version(x: Tensor) -> int:
-    """A count of the in-place changes of x (none is kept under torch.inference_mode)."""
-    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True)
@@ -173,23 +183,29 @@ def sample(
 
 
 def drive(
-    process: Generator[Evaluation, Tensor, Result],
+    process: Generator[Evaluation, Tensor | None, Result],
     denoise: Denoiser | Callable[[Tensor, float], Tensor],
     watch: Callable[[Evaluation, Tensor, int], None] | None = None,
 ) -> Result:
     """The plain loop: call the network wherever ``process`` asks, and return its result.
 
-    ``watch(evaluation, output, count)`` is called after each evaluation, count from 1. Raises
-    ValueError for outputs that are not finite, naming the time.
+    ``watch(evaluation, output, count)`` is called after each evaluation, count from 1. What the
+    network writes to its input is undone. Raises ValueError for outputs that are not finite, naming
+    the time.
     """
     evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else checked(denoise)
     finite: list[tuple[float, Tensor]] = []
     count = 0
     evaluation = next(process)
     while True:
-        output = evaluate(evaluation.x, evaluation.node.t)
+        x, t = evaluation.x, evaluation.node.t
+        before = version(x)
+        # Writes to an inference tensor leave no trace.
+        output = evaluate(x.clone() if x.is_inference() else x, t)
+        if version(x) != before:
+            evaluation = process.send(None)
         count += 1
-        _check_finite(output, evaluation.node.t, finite)
+        _check_finite(output, t, finite)
         if watch is not None:
             watch(evaluation, output, count)
         try:

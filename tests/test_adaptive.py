@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from logsnr.benchmarks.problems import Gaussian, Network
 from logsnr.solvers import (
+    PID,
     Denoiser,
     FlowMatching,
     NFELimitError,
@@ -132,6 +135,102 @@ def test_the_cap_returns_what_was_reached():
     assert error(reached.x, flow(node(schedule, reached.t))) < 1e-3
 
 
+@pytest.mark.parametrize("space", ["data", "noise"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_starts_near_and_at_pure_noise(order, space, dtype):
+    schedule = FlowMatching()
+    network = Network(DATA, schedule, "flow_prediction")
+    denoise = Denoiser(network, schedule, "flow_prediction", network_time=lambda t: t)
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for distance in (1e-2, 1e-4, 1e-6, 1e-9, 1e-14, 0.0):
+        network.times.clear()
+        start = node(schedule, 1 - distance)
+        x = start.alpha * DATA.mean + start.sigma * noise
+        result, stats = sample_adaptive(
+            denoise, x.to(dtype), schedule, order=order, space=space, atol=1e-3, rtol=1e-3,
+            t_start=start.t, t_end=1e-3, dense=True,
+        )  # fmt: skip
+        flow = DATA.flow(start, x)
+        assert error(result, flow(node(schedule, 1e-3))) < 3e-3
+        assert stats.nfe == len(network.times) < 250
+        assert stats.times[0] == start.t and stats.dense is not None
+        for t in (1 - distance, 1 - distance / 2, 0.9999, 0.9, 0.5, 0.05):
+            if t <= start.t:
+                assert error(stats.dense(t), flow(node(schedule, t))) < 1e-2, t
+
+
+def states_alive(shape) -> int:
+    """How many tensors of this shape there are."""
+    return sum(type(o) is torch.Tensor and o.shape == shape for o in gc.get_objects())
+
+
+def test_states_are_kept_for_dense_output_only():
+    schedule = VPLinear()
+    _, denoise, x, _ = problem(schedule)
+    x = x[:, None].expand(4, 7, 3).contiguous()  # a shape that nothing else has
+    alive: dict[bool, list[int]] = {True: [], False: []}
+
+    def data_prediction(dense, x, t):
+        if len(alive[dense]) < 2 or t < 0.01:
+            alive[dense].append(states_alive(x.shape))
+        return denoise(x.flatten(0, 1), t).view_as(x)
+
+    for dense in (True, False):
+        sample_adaptive(
+            partial(data_prediction, dense), x, schedule, space="data", dense=dense,
+            atol=1e-3, rtol=1e-3,
+        )  # fmt: skip
+    assert max(alive[False]) < alive[False][0] + 10
+    assert max(alive[True]) > alive[True][0] + 20
+
+
+@pytest.mark.parametrize("coefficients", [(0.0, 1.0, 0.0), (0.3, 0.5, 0.1), (0.0, 0.7, 0.2)])
+def test_the_pid_controller_is_that_of_k_diffusion(coefficients):
+    schedule, tolerance, safety = VarianceExploding(0.01, 20.0), 2e-3, 0.85
+    _, denoise, x, _ = problem(schedule)
+    p, i, d = coefficients
+    result, stats = sample_adaptive(
+        denoise, x, schedule, order=2, atol=tolerance, rtol=tolerance, h_init=0.2,
+        pid=PID(p, i, d, safety),
+    )  # fmt: skip
+    # Independently: its loop in lambda = -log(sigma), written out.
+    lam, last, h = -math.log(20.0), -math.log(0.01), 0.2
+    previous, times, inverses = x, [20.0], []
+    rejected = 0
+    while lam < last - 1e-5:
+        end = min(last, lam + h)
+        s, m, t = (math.exp(-v) for v in (lam, (lam + end) / 2, end))
+        eps = DATA.predict(x, 1.0, s)[0]
+        low = x + (t - s) * eps
+        eps_m = DATA.predict(x + (m - s) * eps, 1.0, m)[0]
+        high = x + (t - s) * eps + (t - s) * (eps_m - eps)
+        delta = (tolerance * low.abs().max(previous.abs())).clamp(min=tolerance)
+        inverse = 1 / (float(((low - high) / delta).norm()) / x.numel() ** 0.5 + 1e-8)
+        inverses = [inverse, *(inverses[1:] or [inverse, inverse])]
+        factor = inverses[0] ** ((p + i + d) / 2) * inverses[1] ** (-(p + 2 * d) / 2)
+        factor = 1 + math.atan(factor * inverses[2] ** (d / 2) - 1)
+        if factor >= safety:
+            x, previous, lam = high, low, end
+            times.append(t)
+            inverses = [inverse, inverse, inverses[1]]
+        else:
+            rejected += 1
+        h *= factor
+    assert stats.rejected == rejected
+    assert stats.times == pytest.approx(times, rel=1e-9)
+    torch.testing.assert_close(result, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pcoeff", math.nan), ("icoeff", math.inf), ("dcoeff", -math.inf), ("accept_safety", 0.0)],
+)
+def test_bad_coefficients_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}="):
+        PID(**{name: value})
+
+
 def test_the_dtype_of_the_start_is_kept():
     schedule = VPLinear()
     network, _, x, _ = problem(schedule)
@@ -155,6 +254,7 @@ def test_the_dtype_of_the_start_is_kept():
         ("h_init", -1.0),
         ("theta", 1.0),
         ("t_err", 0.0),
+        ("pid", 0.3),
         ("max_nfe", 1),
         ("t_end", 2.0),
     ],

@@ -16,7 +16,7 @@ from logsnr.solvers.run import Evaluation
 
 from ..plans import spread_plan
 
-Process = Generator[Evaluation, Tensor, Any] | Generator[Batch, Tensor, Any]
+Process = Generator[Evaluation, Tensor | None, Any] | Generator[Batch, Tensor, Any]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from logsnr.solvers import Evaluation, Grid, Node, Plan, plan_on_grid, run
+from logsnr.solvers import PID, Evaluation, Grid, Node, Plan, plan_on_grid, run
 from logsnr.solvers.adaptive import adaptive as adaptive_process
 from logsnr.solvers.grids import node_at
 
@@ -28,6 +28,7 @@ def adaptive(
     rtol: float = 0.05,
     h_init: float = 0.05,
     theta: float = 0.9,
+    pid: PID | None = None,
     t_err: float = 1e-5,
 ) -> Algorithm:
     """Automatic steps (DPM-Solver-12, -23), as `sample_adaptive`, which says what the options do.
@@ -36,11 +37,8 @@ def adaptive(
     `NFELimitError` if they do not suffice.
     """
 
-    def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor, Any]:
-        first, last = finite_ends(loop)
-        spent = 0
-        if first != loop.nodes[0]:
-            x, spent = (yield from _first_order(x, loop, loop.nodes[0], first)), 1
+    def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor | None, Any]:
+        first, last = loop.nodes[0], finite_ends(loop)[1]
         to_data = last != loop.nodes[-1]
         x, stats = yield from adaptive_process(
             loop.schedule,
@@ -53,10 +51,11 @@ def adaptive(
             rtol=rtol,
             h_init=h_init,
             theta=theta,
+            pid=pid,
             t_start=first.t,
             t_end=last.t,
             t_err=t_err,
-            max_nfe=loop.allotted - spent - to_data,
+            max_nfe=loop.allotted - to_data,
             dense=False,
         )
         if to_data:
@@ -80,7 +79,7 @@ def reference(
     if not 10 <= coarse < nfe:
         raise ValueError(f"nfe={nfe!r}, coarse={coarse!r}: need 10 <= coarse < nfe")
 
-    def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor, Any]:
+    def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor | None, Any]:
         fine = yield from run(_converged(loop, solver, nfe, order), x, loop.prediction)
         rough = yield from run(_converged(loop, solver, coarse, order), x, loop.prediction)
         return fine, float((fine.double() - rough.double()).square().mean().sqrt())
@@ -106,7 +105,7 @@ def finite_ends(loop: Loop) -> tuple[Node, Node]:
 
 def _first_order(
     x: Tensor, loop: Loop, start: Node, end: Node
-) -> Generator[Evaluation, Tensor, Tensor]:
+) -> Generator[Evaluation, Tensor | None, Tensor]:
     grid = Grid(loop.schedule, start.t, end.t, explicit=(start, end))
     return (yield from run(plan_on_grid("ddim", grid, 1), x, loop.prediction))
 

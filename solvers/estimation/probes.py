@@ -169,7 +169,9 @@ def jacobian_by_jvp(denoise: Denoiser, probe: Probe) -> tuple[Tensor, Tensor]:
     """(v, w * (sigma d eps/dx w)) by one forward-mode product."""
     x, node, prediction = probe.x, probe.node, denoise.prediction
     direction = (math.hypot(node.alpha, node.sigma) * probe.signs).to(x.dtype)
-    output, tangent = _jvp(lambda state: denoise.evaluate(state, node.t), (x,), (direction,))
+    output, tangent = _jvp(
+        lambda state: denoise.evaluate(state, node.t), (x.clone(),), (direction,)
+    )
     product = velocity(tangent, direction, node, prediction)
     return velocity(output, x, node, prediction), diagonal(probe, product)
 
@@ -182,7 +184,7 @@ def derivative_by_jvp(denoise: Denoiser, probe: Probe, v: Tensor) -> Tensor:
     direction = drift * x.to(v.dtype) - node.sigma * noise(v, x, node)
     t = torch.full((len(x),), node.t, dtype=torch.float64)
     tangents = (direction.to(x.dtype), torch.full_like(t, dt))
-    output, tangent = _jvp(denoise.evaluate, (x, t), tangents)
+    output, tangent = _jvp(denoise.evaluate, (x.clone(), t), tangents)
     # v = P out + Q x, and P and Q depend on lambda too: their differences are exact to 1e-10.
     d, prediction = 1e-5, denoise.prediction
     ahead, behind = (
