@@ -9,9 +9,9 @@ x_prev the lower solution of the last accepted step, the ratios (x_high - x_low)
 controller (see `step_size`) whether to accept the step and how long the next one is.
 
 Near pure noise the difference of two solutions says nothing, and a controller either creeps or
-jumps over everything. A start with sigma / alpha above rho = max(200, 7 / sqrt(atol)), alpha = 0
-included, therefore begins with one first-order step to rho, whose error, about 1 / (2 rho^2) for
-data of scale 1, is far below the tolerance. (The published runs start below 152.)
+jumps over everything. A start with alpha / sigma below 1 / 1000, alpha = 0 included, therefore
+begins with one first-order step to rho = sigma / alpha = max(200, 7 / sqrt(atol)), whose error,
+about 1 / (2 rho^2) for data of scale 1, is far below the tolerance.
 
 The algorithm is a generator, so it works through every driver; the size of a step depends on the
 states, so it is not a `Plan`.
@@ -41,6 +41,9 @@ from .step_size import PID, Controller, Published
 
 INNER = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Where the inner evaluations lie, as shares of the step in lambda."""
+
+NEAR = 1e-3
+"""alpha / sigma below which a start is too near to pure noise for a controller."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,8 @@ def adaptive(
         map_ = to_data(prediction, node)
         return map_.out * output + map_.x * at
 
-    deepest = min(DEEP, math.sqrt(atol) / 7)
-    if start.alpha < deepest * start.sigma:
-        inner = node_at(schedule, schedule.time(math.log(deepest)))
+    inner = node_at(schedule, schedule.time(math.log(min(DEEP, math.sqrt(atol) / 7))))
+    if start.alpha < NEAR * start.sigma and start.lam < inner.lam:
         inner = inner if inner.t > end.t else end
         x0 = data((yield from evaluate(state, start)), state, start)
         if path is not None:

@@ -38,7 +38,10 @@ def adaptive(
     """
 
     def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor | None, Any]:
-        first, last = loop.nodes[0], finite_ends(loop)[1]
+        first, last = finite_ends(loop)
+        spent = 0
+        if first != loop.nodes[0]:
+            x, spent = (yield from _first_order(x, loop, loop.nodes[0], first)), 1
         to_data = last != loop.nodes[-1]
         x, stats = yield from adaptive_process(
             loop.schedule,
@@ -55,7 +58,7 @@ def adaptive(
             t_start=first.t,
             t_end=last.t,
             t_err=t_err,
-            max_nfe=loop.allotted - to_data,
+            max_nfe=loop.allotted - spent - to_data,
             dense=False,
         )
         if to_data:
