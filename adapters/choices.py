@@ -15,6 +15,8 @@ from logsnr.solvers.registry import implied
 
 from .noise_schedules import is_flow
 from .options import in_config_words, solver_name, solver_options
+from .settled import settled
+from .spacing import AUTO, parameters_of, spacing_of
 
 OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
 """Keys by which other programs, and `make_plan`, call keys of the config."""
@@ -31,12 +33,12 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for an unknown solver or spacing, for an option that the solver does not
     have, and for a value of an option, the order among them, that it does not take.
     """
-    name = solver_name(config)
-    options = solver_options(config, _NFE, _NFE, 0.0)
+    method = settled(config)
+    name, options = solver_name(method), solver_options(method, _NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
     options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}
     grid = _FLOW_GRID if is_flow(config) else _GRID
-    with in_config_words(config):
+    with in_config_words(method):
         try:
             _try(name, grid, tuple(sorted(options.items())))
         except TypeError:  # a value that cannot be a key
@@ -44,9 +46,12 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     stored: dict[str, Any] = {}
     if (betas := config.get("trained_betas")) is not None:
         stored["trained_betas"] = _numbers("trained_betas", betas)  # a config is saved as JSON
-    spacing = config.get("timestep_spacing")
-    if spacing is not None and spacing not in SPACINGS:
-        stored["timestep_spacing"] = find_spacing(spacing, SPACINGS, "timestep_spacing")
+    typed = config.get("timestep_spacing") or AUTO
+    spacing = find_spacing(typed, SPACINGS, "timestep_spacing")
+    meant = {**config, "timestep_spacing": spacing}
+    parameters_of(meant, spacing_of(meant), 0.0)
+    if spacing != config.get("timestep_spacing"):
+        stored["timestep_spacing"] = spacing
     return stored
 
 
@@ -77,7 +82,7 @@ def without_implied(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
 
 def check_implied(config: Mapping[str, Any], said: Collection[str]) -> set[str]:
     """The keys that the solver's name decides; ValueError if one was ``said`` to be another."""
-    solver = config["solver"]
+    solver = config.get("solver")
     name = solver.get("name") if isinstance(solver, Mapping) else solver
     if not isinstance(name, str):
         return set()

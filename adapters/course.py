@@ -69,9 +69,7 @@ class Course:
     def plan(self, begin: int, nodes: Sequence[Node], eta: float) -> Plan:
         """The plan of the evaluations that remain where those of the run are at ``nodes``."""
         remaining = self._remaining(begin, nodes)
-        return plan_through(
-            self.config, self.description, remaining, self.nfe, self.nfe - begin, eta
-        )
+        return plan_through(self.description, remaining, self.nfe, self.nfe - begin, eta)
 
     def _remaining(self, begin: int, nodes: Sequence[Node]) -> tuple[Node, ...]:
         if begin == 0:
@@ -91,7 +89,6 @@ class Course:
 
 
 def plan_through(
-    config: Config,
     description: Description,
     nodes: tuple[Node, ...],
     n: int,
@@ -99,8 +96,8 @@ def plan_through(
     eta: float = 0.0,
 ) -> Plan:
     """The plan of the last ``nfe`` of n evaluations, through ``nodes``."""
-    options = solver_options(config, n, nfe, eta)
-    changes = table_changes(config, options, begin=n - nfe)
+    options = solver_options(description.method, n, nfe, eta)
+    changes = table_changes(description.method, options, begin=n - nfe)
     return plan_for(description.schedule, description.solver, nodes, nfe, options, **changes)
 
 
@@ -123,7 +120,8 @@ def lay_out(
         return course(config, description, result)
     _check(description, result)
     n = len(result.timesteps)
-    steps = steps_spent(schedule, solver, result.nodes, n, solver_options(config, n, n, 0.0))
+    options = solver_options(description.method, n, n, 0.0)
+    steps = steps_spent(schedule, solver, result.nodes, n, options)
     return course(config, description, result, layout(config, schedule, solver, steps, mu=mu))
 
 
@@ -134,7 +132,7 @@ def course(
     _check(description, result)
     whole, n, solver = whole or result, len(result.timesteps), description.solver
     if result.listed is not None:
-        options = solver_options(config, n, n, 0.0)
+        options = solver_options(description.method, n, n, 0.0)
         try:
             n = nfe_through(description.schedule, solver, result.nodes, options)
         except ValueError as error:
@@ -142,7 +140,7 @@ def course(
                 f"{result.listed} lists {n} evaluations, and solver={solver!r} does not go "
                 f"through all of them: {error}"
             ) from error
-    plan = plan_through(config, description, whole.nodes, n, n)
+    plan = plan_through(description, whole.nodes, n, n)
     return Course(config, description, result, whole, called(plan))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from .config import Config, Edition
 from .ems_file import ems_of
 from .noise_schedules import discrete_schedule, noise_schedule
 from .options import data_scale, output_sign, prediction_type, solver_name, threshold
+from .settled import settled
 from .sigma_models import is_continuous, is_edm
 
 
@@ -24,6 +25,8 @@ class Description:
 
     Attributes
     ----------
+    method : the config with a solver and an order named (see `settled`).
+    solver : the name of the solver.
     steps : the training steps of a model that has a table of them.
     prediction : what the network predicts, once its output is multiplied by ``sign``.
     unit : the unit of the data in which states are variance-preserving.
@@ -33,6 +36,7 @@ class Description:
     """
 
     edition: Edition
+    method: Mapping[str, Any]
     schedule: NoiseSchedule
     steps: DiscreteVP | None
     solver: str
@@ -48,12 +52,17 @@ class Description:
         return self
 
 
-def described(config: Config) -> Description:
-    """The description of ``config`` as it is now; ValueError naming a key with a bad value."""
-    schedule, solver = noise_schedule(config), solver_name(config)
+def described(config: Config, n: int | None = None) -> Description:
+    """The description of ``config`` as it is now, for a run of n evaluations.
+
+    Raises ValueError naming a key with a bad value.
+    """
+    method = settled(config, n)
+    schedule, solver = noise_schedule(config), solver_name(method)
     steps = discrete_schedule(config) if is_continuous(config) else schedule
     return Description(
         edition=config.edition,
+        method=method,
         schedule=schedule,
         steps=steps if isinstance(steps, DiscreteVP) else None,
         solver=solver,

@@ -13,7 +13,7 @@ from logsnr.solvers.registry import find_solver
 from logsnr.solvers.spacings import WHOLE_STEPS
 
 from .config import same
-from .spacing import FLAGS
+from .spacing import FLAGS, one_grid
 
 MODEL_KEYS = (
     "num_train_timesteps",
@@ -29,11 +29,9 @@ MODEL_KEYS = (
     "sigma_data",
     "sigma_min",
     "sigma_max",
-    "sigma_schedule",
-    "rho",
     "timestep_type",
 )
-OUR_OWN = ("solver", "ems", "exact_sigmas", "stock_class")
+OUR_OWN = ("solver", "ems", "exact_sigmas", "location", "scale", "stock_class", "replaced")
 
 
 def defaults(scheduler: type) -> Mapping[str, Any]:
@@ -69,18 +67,6 @@ def _advice(key: str, value: Any, given: Mapping[str, Any], known: Iterable[str]
         return f"; an option of the solver is given as solver={ {'name': solver, key: value} }"
     near = nearest(key, known)
     return "" if near is None else f"; did you mean {near!r}?"
-
-
-def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what it says about the model marked as said, also where it is a default.
-
-    diffusers does not hand defaults over to another scheduler. For options of sampling that is a
-    convention; for the noise schedule it would make another model of it.
-    """
-    if "_use_default_values" not in config:
-        return dict(config)
-    defaults = sorted(key for key in config["_use_default_values"] if key not in MODEL_KEYS)
-    return {**config, "_use_default_values": defaults}
 
 
 def unsaid(config: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
@@ -122,5 +108,6 @@ def handed_back(
         flag = next((flag for flag, name in FLAGS.items() if name == spacing), None)
         if flag in target:
             said[flag] = True
+    said = {**one_grid(config.get("replaced") or {}, said), **said}
     given = {key: value for key, value in said.items() if key in target}
     return given, {key: value for key, value in said.items() if key not in given}

@@ -167,16 +167,13 @@ def _in_units(bound: Callable[[Tensor], Tensor], unit: float, x0: Tensor) -> Ten
 
 
 def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """The hook on the data prediction, in units of `data_scale`.
-
-    ``clip_sample`` is a key of diffusers' one-step schedulers, and is kept to them.
-    """
+    """The hook on the data prediction, in units of `data_scale`, with every solver."""
     unit = data_scale(config)
     if config["thresholding"]:
         ratio, maximum = config["dynamic_thresholding_ratio"], config["sample_max_value"]
         dynamic = DynamicThreshold(float(ratio), float(maximum))
         return dynamic if unit == 1 else partial(_in_units, dynamic, unit)
-    if config["clip_sample"] and solver_name(config) in ("ddim", "ddpm"):
+    if config["clip_sample"]:
         bound = float(config["clip_sample_range"]) / unit
         return partial(torch.clamp, min=-bound, max=bound)
     return None

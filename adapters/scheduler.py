@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ from .course import Course, called, lay_out
 from .description import Description, described
 from .drive import Drive
 from .ems_file import check_shape, read_beside, write_beside
-from .keys import check_known, defaults, in_force, said_only, unsaid
+from .foreign import in_force, is_own, of_the_model, with_habits
+from .keys import check_known, defaults, said_only, unsaid
 from .layout import node_told
 from .noise_levels import noisy
 from .noise_schedules import noise_schedule
-from .options import solver_name
 from .rewritten import rewritten
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
+from .spacing import one_grid
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
 from .timetable import Timetable
@@ -60,9 +62,11 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     Parameters
     ----------
     solver : a name of the registry, or a mapping {"name": ..., option: value} for options that
-        have no diffusers key.
+        have no diffusers key. None, with ``solver_order=None``, is what is best for the number of
+        evaluations (see `settled`).
     prediction_type : None is the velocity for flow models and epsilon otherwise.
-    timestep_spacing : None is "leading" for ``solver="ddim"`` and "linspace" otherwise.
+    timestep_spacing : a name of ``logsnr.solvers.SPACINGS``. "auto" is the logistic grid.
+    location, scale : its centre and its width in lambda; None is what is best known.
     final_sigmas_type : "zero" or "sigma_min"; None follows ``set_alpha_to_one`` for
         ``solver="ddim"`` and is "zero" otherwise.
     shift : makes this a flow-matching scheduler, as FlowMatchEulerDiscreteScheduler's;
@@ -73,7 +77,8 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     exact_sigmas : use the ``sigmas`` given to a flow model as they are, without shift or stretch.
     ems : the statistics of DPM-Solver-v3, or the path of their file or folder. They are saved
         beside the config, which names the file.
-    stock_class : the class of diffusers that the config came from; `from_config` fills it in.
+    stock_class, replaced : the class of diffusers that the config came from, and what it said of
+        sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
     All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
     are kept in the config. Values are checked by ``set_timesteps`` (ValueError).
@@ -104,19 +109,21 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         snr_shift_scale: float = 1.0,
         timestep_type: str = "discrete",
         sigma_data: float | None = None,
-        sigma_schedule: str = "karras",
-        rho: float = 7.0,
+        sigma_schedule: str | None = None,
+        rho: float | None = None,
         prediction_type: str | None = None,
         variance_type: str | None = None,
-        solver: str | Mapping[str, Any] = "unipc",
-        solver_order: int = 2,
+        solver: str | Mapping[str, Any] | None = None,
+        solver_order: int | None = None,
         solver_type: str | None = None,
         predict_x0: bool = True,
         lower_order_final: bool = True,
         euler_at_final: bool = False,
         disable_corrector: Sequence[int] = (),
         lambda_min_clipped: float | None = None,
-        timestep_spacing: str | None = None,
+        timestep_spacing: str = "auto",
+        location: float | None = None,
+        scale: float | None = None,
         steps_offset: int = 0,
         final_sigmas_type: str | None = None,
         set_alpha_to_one: bool | None = None,
@@ -145,6 +152,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         exact_sigmas: bool = False,
         ems: EMS | str | Path | None = None,
         stock_class: str | None = None,
+        replaced: Mapping[str, Any] | None = None,
     ):
         said = set(self.config) - set(self.config.get("_use_default_values", ()))
         check_implied(self.config, said)
@@ -157,12 +165,17 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     @classmethod
     @also_named(OTHER_NAMES)
     def from_config(
-        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        keep_sampling: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """The scheduler for the config of another one, with ``kwargs`` instead of its values.
 
-        As everywhere in diffusers, options of sampling that the other scheduler had by default are
-        not taken over; what it says about the model is.
+        What the config of a scheduler of diffusers says about the model is taken over. Its grid,
+        its order and its last steps are not, unless ``keep_sampling`` says so: they are ours to
+        choose, and yours as keywords. A log line names what is not followed.
 
         Raises ValueError for a keyword that no scheduler has, and for the config of a scheduler
         whose place cannot be taken: LCM, consistency models, Stable Cascade and others.
@@ -170,14 +183,19 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         if isinstance(config, SchedulerMixin):
             raise ValueError(f"config is a {type(config).__name__}: give its .config")
         if isinstance(config, Mapping):
-            if "solver" not in config and config.get("_class_name") != cls.__name__:
-                origin = replaceable_class(config)
-                if origin is not None:
-                    kwargs.setdefault("stock_class", origin)
             if not return_unused_kwargs:
                 check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
+            own, origin = is_own(config, cls.__name__), None
+            if not own and (origin := replaceable_class(config)) is not None:
+                kwargs.setdefault("stock_class", origin)
             config = as_one(config, class_defaults(config), settled=kwargs)
-            config = without_implied(in_force(config), kwargs)
+            if own:
+                config = in_force(config)
+            elif keep_sampling:
+                config = with_habits(config)
+            else:
+                config = of_the_model(config, kwargs, origin)
+            config = without_implied(one_grid(config, kwargs), kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -205,7 +223,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         For pipelines that are to be used where this package is not installed. A config that came
         from none gives the class nearest to its solver.
         """
-        return stock_scheduler(self.config, defaults(PlanScheduler), solver_name(self.config))
+        return stock_scheduler(self.config, defaults(PlanScheduler), self._description.solver)
 
     def to_json_string(self) -> str:
         """The config as JSON: what describes the model, and what was set to other than defaults."""
@@ -238,7 +256,10 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             "sigmas": _listed("sigmas", sigmas),
             "mu": None if mu is None else _number("mu", mu),
         }
-        course = lay_out(self.config, self._describe(), **asked)
+        self._described = described(
+            self.config, _count(asked["n"], asked["timesteps"], asked["sigmas"])
+        )
+        course = lay_out(self.config, self._described, **asked)
         # As in diffusers, only flow models have their noise levels where the network is.
         flow = isinstance(course.schedule, FlowMatching)
         table = Timetable(
@@ -319,7 +340,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     def __repr__(self) -> str:
         told = [] if self._table is None else self._table.told
         listed = self._course is not None and self._course.layout.listed is not None
-        return summary(self.config, told, listed)
+        return summary(self._description.method, told, listed)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -531,7 +552,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         return known if known and known.edition is self.config.edition else self._describe()
 
     def _describe(self) -> Description:
-        self._described = described(self.config)
+        self._described = described(self.config, self.num_inference_steps)
         return self._described
 
     @property
@@ -585,6 +606,12 @@ def _listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] |
         return [float(value) for value in listed]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}={values!r}: need a list of numbers") from error
+
+
+def _count(n: Any, *lists: Sequence[float] | None) -> int | None:
+    """The number of evaluations that is asked for, None for what is no number."""
+    given = [len(values) for values in lists if values is not None]
+    return given[0] if given else int(n) if isinstance(n, Integral) else None
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,8 +1,8 @@
 r"""Nodes of models that a range of sigma describes; see `sigma_models` for their state.
 
-EDM configs space sigma by ``sigma_schedule``, "karras" (with ``rho``) or "exponential". Stable
+EDM configs may space sigma by ``sigma_schedule``, "karras" (with ``rho``) or "exponential". Stable
 Video Diffusion has betas too, and follows the flags and rules of the models with training steps
-over its own range. ``timestep_spacing`` with a name of ``SPACINGS`` overrides both.
+over its own range. Every other spacing acts between the ends of the range.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from logsnr.solvers import Node
+from logsnr.solvers import SPACINGS, Node
+from logsnr.solvers.spacings import WHOLE_STEPS
 
+from .location import variance_preserving_location
 from .noise_schedules import discrete_schedule
 from .sigma_models import SigmaModel, is_edm
-from .spacing import final_sigma, flagged_spacing, named_spacing, named_times, sigma_spacing
+from .spacing import (
+    evaluation_times,
+    final_sigma,
+    flagged_spacing,
+    parameters_of,
+    sigma_spacing,
+    spacing_of,
+)
 from .step_layout import at_steps, spaced_steps
-
-EDM_SPACINGS = ("karras", "exponential")
 
 
 def sigma_layout(
@@ -50,19 +57,34 @@ def sigma_layout(
 def _spaced(
     config: Mapping[str, Any], schedule: SigmaModel, solver: str, n: int, to_zero: bool
 ) -> list[float]:
-    named, flagged = named_spacing(config), flagged_spacing(config)
-    low, high = schedule.sigma_min, schedule.sigma_max
-    if named is not None:
-        ends = schedule.t_start, schedule.t_end
-        times = named_times(named, schedule, *ends, n, to_zero=to_zero)
-        return [t * schedule.sigma_data for t in times]
-    if is_edm(config):
-        name = flagged or config.get("sigma_schedule") or "karras"
-        if flagged is None and name not in EDM_SPACINGS:
-            raise ValueError(f"sigma_schedule={name!r}: choose one of {', '.join(EDM_SPACINGS)}")
-        return sigma_spacing(name, low, high, n, float(config.get("rho") or 7.0)).tolist()
-    if flagged is not None:
-        return sigma_spacing(flagged, low, high, n).tolist()
-    discrete = discrete_schedule(config)
-    nodes = at_steps(discrete, spaced_steps(config, solver, discrete, n).astype(np.float64))
-    return [node.sigma / node.alpha for node in nodes]
+    spacing, flag = spacing_of(config), flagged_spacing(config)
+    unit = schedule.sigma_data
+    parameters = parameters_of(config, spacing, variance_preserving_location(config, unit))
+    if flag is not None:
+        low, high = schedule.sigma_min, schedule.sigma_max
+        return sigma_spacing(flag, low, high, n, parameters.rho).tolist()
+    if spacing in WHOLE_STEPS:
+        if is_edm(config):
+            raise ValueError(
+                f"timestep_spacing={spacing!r} is a rule for training steps, which a model with "
+                f"sigma_data={config['sigma_data']!r} has not: choose another of "
+                f"{', '.join(SPACINGS)}"
+            )
+        discrete = discrete_schedule(config)
+        steps = spaced_steps(config, spacing, solver, discrete, n)
+        return [n.sigma / n.alpha for n in at_steps(discrete, steps.astype(np.float64))]
+    ends = schedule.t_start, schedule.t_end
+    times = evaluation_times(spacing, schedule, *ends, n, to_zero=to_zero, parameters=parameters)
+    return (times * unit).tolist()
+
+
+def training_levels(config: Mapping[str, Any], schedule: SigmaModel, steps: int) -> list[float]:
+    """sigma of the training steps, falling, as diffusers has them: of betas, or spaced."""
+    spaced = is_edm(config) or config.get("sigma_max") is not None
+    if not spaced:
+        discrete = discrete_schedule(config)
+        indices = np.arange(discrete.steps - 1, -1, -1)
+        return [node.sigma / node.alpha for node in at_steps(discrete, indices)]
+    name = config.get("sigma_schedule") or "karras"
+    rho = float(config.get("rho") or 7.0)
+    return sigma_spacing(name, schedule.sigma_min, schedule.sigma_max, steps, rho).tolist()

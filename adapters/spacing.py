@@ -1,76 +1,137 @@
-r"""Which spacing a diffusers config asks for, and the spacings of sigma that diffusers has.
+r"""Which spacing a config asks for, and the times of n evaluations by it.
 
-``use_karras_sigmas`` and its siblings are flags; ``timestep_spacing`` takes the three rules for
-whole training steps (Lin et al. 2023, table 2) and, beyond diffusers, the names of ``SPACINGS``:
-"logsnr" (uniform in lambda), "karras", "exponential", "beta", "ays-sd15", "ays-sdxl", "ays-svd"
-and others.
+``timestep_spacing`` takes "auto", the rules for whole training steps (Lin et al. 2023, table 2)
+and every other name of ``SPACINGS``; ``use_karras_sigmas`` and its siblings are diffusers' flags
+for some of them, ``sigma_schedule`` its key for EDM models. What is not "auto" was asked for, so a
+flag or a ``sigma_schedule`` stands before "auto" and, as in diffusers, before the rules for
+training steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from logsnr.solvers import SPACINGS, NoiseSchedule
+from logsnr.solvers.logistic import logistic_lams
 from logsnr.solvers.names import unknown
 from logsnr.solvers.spacings import WHOLE_STEPS, Parameters
 
-RHO = 7.0
+from .sigma_models import is_edm
+
+AUTO = "auto"
+LOGISTIC = (AUTO, "logistic")
 FLAGS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta",
     "use_lu_lambdas": "logsnr",
 }
+GRID_KEYS = ("timestep_spacing", *FLAGS, "sigma_schedule", "rho")
+EDM_SCHEDULES = ("karras", "exponential")
 # The published tables have one entry more than evaluations.
 TABLES = tuple(name for name in SPACINGS if name.startswith("ays-"))
 
 
+def spacing_of(config: Mapping[str, Any]) -> str:
+    """The name of ``SPACINGS`` that a config asks for.
+
+    Raises ValueError for an unknown name, for two flags, and for a name beside a flag.
+    """
+    name = config.get("timestep_spacing") or AUTO
+    if name not in SPACINGS:
+        raise unknown("timestep_spacing", name, SPACINGS)
+    flag = flagged_spacing(config)
+    if flag is None:
+        return name
+    if name != AUTO and name not in WHOLE_STEPS:
+        raise ValueError(
+            f"timestep_spacing={name!r} was given beside a flag for {flag!r}: choose one spacing"
+        )
+    return flag
+
+
 def flagged_spacing(config: Mapping[str, Any]) -> str | None:
-    """The spacing that one of diffusers' flags asks for. ValueError for more than one flag."""
+    """The spacing that a key of diffusers' own asks for, if any. ValueError for two flags."""
     flags = [flag for flag in FLAGS if config.get(flag)]
     if len(flags) > 1:
         raise ValueError(f"{'=True and '.join(flags)}=True: choose one spacing of sigma")
-    return FLAGS[flags[0]] if flags else None
-
-
-def named_spacing(config: Mapping[str, Any]) -> str | None:
-    """The name of ``SPACINGS`` in ``timestep_spacing``, None for a rule for training steps.
-
-    Raises ValueError for an unknown name, and for a name beside a flag.
-    """
-    name = config.get("timestep_spacing")
-    if name is None or name in WHOLE_STEPS:
+    if flags:
+        return FLAGS[flags[0]]
+    if not is_edm(config) or (config.get("timestep_spacing") or AUTO) != AUTO:
         return None
-    if name not in SPACINGS:
-        raise unknown("timestep_spacing", name, SPACINGS)
-    if flagged_spacing(config) is not None:
-        raise ValueError(
-            f"timestep_spacing={name!r} was given beside a flag for {flagged_spacing(config)!r}: "
-            "choose one spacing"
-        )
-    return name
+    name = config.get("sigma_schedule")
+    if name is not None and name not in EDM_SCHEDULES:
+        raise ValueError(f"sigma_schedule={name!r}: choose one of {', '.join(EDM_SCHEDULES)}")
+    return name or ("karras" if config.get("rho") is not None else None)
 
 
-def named_times(
-    name: str, schedule: NoiseSchedule, start: float, end: float, n: int, *, to_zero: bool
-) -> list[float]:
-    """Times of n evaluations from ``start``, spaced by a name of ``SPACINGS``.
+def one_grid(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without the keys for a grid where ``given`` has another one for it."""
+    if not any(given.get(key) for key in GRID_KEYS):
+        return dict(config)
+    return {key: value for key, value in config.items() if key not in GRID_KEYS or key in given}
 
-    A run that goes on to sigma = 0 (``to_zero``) evaluates at ``end`` last; any other ends there,
-    and so do the published tables, whose last entry is the end.
+
+def parameters_of(config: Mapping[str, Any], spacing: str, location: float) -> Parameters:
+    """The numbers of the config's spacing; ``location`` where it gives none.
+
+    Raises ValueError for one that is out of range, or that ``spacing`` does not have.
     """
-    intervals = n if name in TABLES or not to_zero else n - 1
+    keys = ["location", "scale"]
+    if spacing == "karras" or not is_edm(config):  # the key of EDM schedulers, whatever they space
+        keys.append("rho")
+    said = {key: config[key] for key in keys if config.get(key) is not None}
+    for key, value in said.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r}: need a number")
+    parameters = Parameters(**said)
+    parameters.check_used_by(spacing)
+    return parameters if "location" in said else Parameters(**said, location=location)
+
+
+def evaluation_times(
+    spacing: str,
+    schedule: NoiseSchedule,
+    start: float,
+    last: float,
+    n: int,
+    *,
+    to_zero: bool,
+    parameters: Parameters,
+) -> np.ndarray:
+    """Times of n evaluations from ``start``, none below ``last``.
+
+    A run that goes on to sigma = 0 (``to_zero``) evaluates at ``last`` in the end, apart from the
+    logistic grid, which has the end at its last share; any other ends at ``last``, and so do the
+    published tables, whose last entry is the end.
+    """
+    if spacing in LOGISTIC:
+        assert parameters.location is not None
+        lowest = schedule.lam(last)
+        lams = logistic_lams(
+            schedule.lam(start),
+            math.inf if to_zero else lowest,
+            n,
+            parameters.location,
+            parameters.scale,
+            highest=lowest,
+        )
+        times = schedule.time(lams)
+        times[0] = start
+        return times[:n].numpy()
+    intervals = n if spacing in TABLES or not to_zero else n - 1
     if intervals == 0:
-        return [start]
+        return np.array([start])
     try:
-        times = SPACINGS[name](schedule, start, end, intervals, Parameters())
+        times = SPACINGS[spacing](schedule, start, last, intervals, parameters)
     except ValueError as error:
         raise ValueError(f"timestep_{error}") from error
-    times[0], times[-1] = start, end
-    return times[:n].tolist()
+    times[0], times[-1] = start, last
+    return times[:n].numpy()
 
 
 def final_sigma(config: Mapping[str, Any], solver: str) -> str:
@@ -84,7 +145,7 @@ def final_sigma(config: Mapping[str, Any], solver: str) -> str:
     return kind
 
 
-def sigma_spacing(name: str, low: float, high: float, n: int, rho: float = RHO) -> np.ndarray:
+def sigma_spacing(name: str, low: float, high: float, n: int, rho: float = 7.0) -> np.ndarray:
     """n values from ``high`` to ``low``: "karras", "beta", or "exponential" (= "logsnr")."""
     ramp = np.linspace(0, 1, n)
     if name == "karras":

@@ -1,8 +1,9 @@
 r"""Nodes of models that were trained on N steps and are told the index of a step.
 
-The rules of ``timestep_spacing`` for training steps choose indices i = 0..N-1. Spacings by
-rho = sigma / alpha put the nodes between the ends of the training schedule and tell the network the
-nearest index; diffusers' flags evaluate at the end of training and go to the end from there.
+The default grid and the rules of ``timestep_spacing`` for training steps choose indices
+i = 0..N-1. Other spacings put the nodes between the ends of the training schedule and tell the
+network the nearest index; diffusers' flags evaluate at the end of training and go to the end from
+there.
 ``lambda_min_clipped`` leaves out the steps whose lambda is smaller, which is how DPM-Solver keeps
 away from the end of the cosine schedule.
 """
@@ -17,10 +18,20 @@ import numpy as np
 import torch
 
 from logsnr.solvers import DiscreteVP, Node
-from logsnr.solvers.spacings import training_steps
+from logsnr.solvers.grids import snapped
+from logsnr.solvers.spacings import WHOLE_STEPS, training_steps
 
+from .location import variance_preserving_location
 from .noise_schedules import sigma_range
-from .spacing import final_sigma, flagged_spacing, named_spacing, named_times, sigma_spacing
+from .spacing import (
+    LOGISTIC,
+    evaluation_times,
+    final_sigma,
+    flagged_spacing,
+    parameters_of,
+    sigma_spacing,
+    spacing_of,
+)
 
 # Their schedulers in diffusers count n points; the others n + 1, of which the last is the end.
 COUNT_POINTS = ("ddim", "euler", "heun", "dpm2", "lms", "ipndm")
@@ -50,35 +61,39 @@ def step_layout(
     assert n is not None
     if n > steps:
         raise ValueError(f"num_inference_steps={n}: the model has {steps} training steps")
-    named, flagged = named_spacing(config), flagged_spacing(config)
-    if named is not None:
-        low, high = (schedule.time(-math.log(s)) for s in _range(config, schedule))
-        times = named_times(named, schedule, high, low, n, to_zero=to_zero)
-        nodes = _at_times(schedule, torch.tensor(times, dtype=torch.float64))
-        return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
-    if flagged is not None:
-        values = sigma_spacing(flagged, *sigma_range(config, schedule), n)
+    left = steps - _clipped(config, schedule)
+    if n > left:
+        raise ValueError(
+            f"num_inference_steps={n}: lambda_min_clipped={config['lambda_min_clipped']!r} leaves "
+            f"{left} training steps"
+        )
+    spacing, flag = spacing_of(config), flagged_spacing(config)
+    parameters = parameters_of(config, spacing, variance_preserving_location(config))
+    if spacing in WHOLE_STEPS:
+        indices = spaced_steps(config, spacing, solver, schedule, n)
+        return [*at_steps(schedule, indices), end], indices.astype(float).tolist()
+    if flag is not None:
+        values = sigma_spacing(flag, *sigma_range(config, schedule), n, parameters.rho)
         nodes = [at_ratio(schedule, float(ratio)) for ratio in values]
         if not to_zero and config.get("sigma_min") is None:
             nodes[-1] = end  # the same number, without its rounding
         return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
-    indices = spaced_steps(config, solver, schedule, n)
-    return [*at_steps(schedule, indices), end], indices.astype(float).tolist()
+    start, last = _ends(config, schedule, spacing)
+    times = torch.from_numpy(
+        evaluation_times(spacing, schedule, start, last, n, to_zero=to_zero, parameters=parameters)
+    )
+    if spacing in LOGISTIC:  # on the steps that the network is told
+        times = snapped(schedule, torch.cat([times, times.new_tensor([end.t])]))[:-1]
+    nodes = _at_times(schedule, times)
+    return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
 
 
 def spaced_steps(
-    config: Mapping[str, Any], solver: str, schedule: DiscreteVP, n: int
+    config: Mapping[str, Any], spacing: str, solver: str, schedule: DiscreteVP, n: int
 ) -> np.ndarray:
-    """The n training steps of the config's rule, falling."""
-    default = "leading" if solver == "ddim" else "linspace"
-    spacing = config.get("timestep_spacing") or default
+    """The n training steps of a rule for whole steps, falling."""
     offset = int(config.get("steps_offset") or 0) if spacing == "leading" else 0
     steps = schedule.steps - _clipped(config, schedule)
-    if n > steps:
-        raise ValueError(
-            f"num_inference_steps={n}: lambda_min_clipped={config['lambda_min_clipped']!r} leaves "
-            f"{steps} training steps"
-        )
     # A single point would be the end itself, at which DDIM does begin.
     points = solver in COUNT_POINTS and (n > 1 or (solver, spacing) == ("ddim", "leading"))
     indices = training_steps(spacing, steps, n, offset=offset, inner=not points and n < steps)
@@ -94,10 +109,14 @@ def _clipped(config: Mapping[str, Any], schedule: DiscreteVP) -> int:
     return int((schedule.lam(t) < float(least)).sum())
 
 
-def _range(config: Mapping[str, Any], schedule: DiscreteVP) -> tuple[float, float]:
-    low, high = sigma_range(config, schedule)
-    least = config.get("lambda_min_clipped")
-    return low, high if least is None else min(high, math.exp(-float(least)))
+def _ends(config: Mapping[str, Any], schedule: DiscreteVP, spacing: str) -> tuple[float, float]:
+    """The times of the first and of the last possible evaluation."""
+    start, last = 1 - _clipped(config, schedule) / schedule.steps, 1 / schedule.steps
+    given = config.get("sigma_min") is not None or config.get("sigma_max") is not None
+    if given or (spacing not in LOGISTIC and schedule.lam(1.0) == -math.inf):
+        low, high = sigma_range(config, schedule)
+        start, last = min(start, schedule.time(-math.log(high))), schedule.time(-math.log(low))
+    return start, last
 
 
 def at_steps(schedule: DiscreteVP, indices: Sequence[float] | np.ndarray) -> list[Node]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .options import solver_name, solver_options
-from .spacing import flagged_spacing
+from .spacing import spacing_of
 
 SHOWN = 8
 """Times that are listed; of more, the first and the last ones."""
@@ -14,10 +14,11 @@ _MANY = 1000  # evaluations, where the order is not lowered for want of them
 
 
 def summary(config: Mapping[str, Any], told: Sequence[float], listed: bool) -> str:
-    """The representation of a scheduler with ``config``.
+    """The representation of a scheduler.
 
     Parameters
     ----------
+    config : with a solver and an order named (see `settled`).
     told : what the network is told at the evaluations that are laid out; empty before that.
     listed : whether the caller gave the times.
     """
@@ -25,9 +26,7 @@ def summary(config: Mapping[str, Any], told: Sequence[float], listed: bool) -> s
     order = solver_options(config, _MANY, _MANY, 0.0).get("order")
     if order is not None:
         parts.append(f"order={order}")
-    grid = "listed" if listed else flagged_spacing(config) or config.get("timestep_spacing")
-    if grid is not None:
-        parts.append(f"grid={grid!r}")
+    parts.append(f"grid={'listed' if listed else spacing_of(config)!r}")
     parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")
     return f"<PlanScheduler {', '.join(parts)}>"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, NoiseSchedule
 
 from .flow_layout import shifted
-from .sigma_layout import sigma_layout
+from .sigma_layout import training_levels
 from .sigma_models import SigmaModel
 
 
@@ -24,9 +24,9 @@ def training_table(config: Mapping[str, Any], schedule: NoiseSchedule) -> tuple[
     """
     steps = int(config["num_train_timesteps"])
     if isinstance(schedule, SigmaModel):
-        nodes, told = sigma_layout(config, schedule, "unipc", steps, None, None, None)
-        ratios = [node.t * schedule.sigma_data for node in nodes[:-1]]
-        return torch.tensor(told, dtype=torch.float32), _levels([*ratios, 0.0])
+        levels = training_levels(config, schedule, steps)
+        told = [schedule.network_time(s / schedule.sigma_data) for s in levels]
+        return torch.tensor(told, dtype=torch.float32), _levels([*levels, 0.0])
     if isinstance(schedule, DiscreteVP):
         t = torch.arange(schedule.steps, 0, -1, dtype=torch.float64) / schedule.steps
         ratios = torch.exp(-schedule.lam(t)).tolist()

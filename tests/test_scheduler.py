@@ -340,7 +340,7 @@ def test_add_noise_is_the_forward_process():
         expected = stock.add_noise(start(), noise, t.reshape(1))
         torch.testing.assert_close(scheduler.scale_noise(start(), t.reshape(1), noise), expected)
 
-    flow = PlanScheduler(shift=3.0)
+    flow = PlanScheduler(shift=3.0, timestep_spacing="linspace")
     euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     for item in (flow, euler):
         item.set_timesteps(5)

@@ -25,8 +25,10 @@ from scheduler_cases import (
 
 import logsnr.adapters.scheduler
 from logsnr.adapters import PlanScheduler
+from logsnr.adapters.foreign import SAMPLING_KEYS
 from logsnr.adapters.keys import MODEL_KEYS, defaults
 from logsnr.adapters.options import solver_options
+from logsnr.adapters.settled import settled
 from logsnr.adapters.stock import REPLACED, class_of, init_keys
 from logsnr.solvers import SOLVERS
 
@@ -103,9 +105,9 @@ def test_every_replaced_scheduler_comes_back_with_every_key(kind, options, tmp_p
             back = scheduler.to_stock()
             assert type(back) is kind
             assert {key: back.config[key] for key in public(stock)} == public(stock)
-        # and as everywhere in diffusers, by the other class's own from_config
+        # and what describes the model, as everywhere in diffusers, by the class's own from_config
         back = kind.from_config(loaded.config)
-        said = set(options) & init_keys(kind.__name__)
+        said = set(options) & init_keys(kind.__name__) - set(SAMPLING_KEYS)
         assert all(back.config[key] == stock.config[key] for key in said)
 
 
@@ -146,7 +148,7 @@ def test_keys_of_third_schedulers_are_kept_on_the_way():
     assert ours.config.skip_prk_steps
     back = ours.to_stock()
     assert type(back) is diffusers.DDIMScheduler and back.config.skip_prk_steps
-    assert PlanScheduler.from_config(back.config).config.use_lu_lambdas
+    assert PlanScheduler.from_config(back.config).config.replaced["use_lu_lambdas"]
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
@@ -165,10 +167,10 @@ def test_the_saved_config_is_what_was_said(tmp_path):
     saved = json.loads(text)
     assert saved["solver"] == {"name": "unipc", "variant": "bh1"}
     assert saved["stock_class"] == "DDIMScheduler" and saved["_class_name"] == "PlanScheduler"
-    assert saved["set_alpha_to_one"] is False and saved["beta_end"] == 0.012
+    assert saved["replaced"] == {"set_alpha_to_one": False} and saved["beta_end"] == 0.012
     own = defaults(PlanScheduler)
     unsaid = set(saved) & set(own) - set(MODEL_KEYS) - {"solver", "stock_class", "exact_sigmas"}
-    assert unsaid == {"set_alpha_to_one"} and len(text.splitlines()) < 30
+    assert unsaid == {"replaced"} and len(text.splitlines()) < 30
     assert PlanScheduler.from_pretrained(tmp_path).config.solver == saved["solver"]
 
 
@@ -232,7 +234,7 @@ def test_the_module_path_that_saved_pipelines_name():
 
 def test_the_config_is_read_when_timesteps_are_set():
     # Stable Diffusion's constructors replace the config after the scheduler was built.
-    scheduler = scheduler_for("ddim")
+    scheduler = scheduler_for("ddim", timestep_spacing="leading")
     scheduler._internal_dict = FrozenDict({**scheduler.config, "steps_offset": 1})
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[-1] == 1
@@ -242,12 +244,14 @@ def test_the_config_is_read_when_timesteps_are_set():
 def test_stock_option_values_map_to_every_solver(name):
     for solver_type in ("midpoint", "heun", "logrho", "bh1", "bh2", None):
         scheduler = scheduler_for(name, solver_type=solver_type, predict_x0=True)
-        options = solver_options(scheduler.config, 20, 20, 0.0)
+        options = solver_options(settled(scheduler.config), 20, 20, 0.0)
         assert set(options) <= set(SOLVERS[name].defaults)
 
 
 def test_defaults_that_describe_the_model_are_taken_over():
     stock = diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim", timestep_spacing="trailing")
+    ours = PlanScheduler.from_config(
+        stock.config, keep_sampling=True, solver="ddim", timestep_spacing="trailing"
+    )
     expected = stock.alphas_cumprod.double()
     torch.testing.assert_close(ours.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-9)

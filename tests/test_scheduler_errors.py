@@ -120,7 +120,7 @@ BAD = {
         lambda: scheduler_for("unipc").step(start(), 0, start()),
         "before set_timesteps",
     ),
-    "after the end": (steps_too_many, "timestep=0 is not one of the run's timesteps.*500"),
+    "after the end": (steps_too_many, "timestep=0 is not one of the run's timesteps.*nearest"),
     "rising times": (bad_timesteps(timesteps=[0.5, 0.1], config=FLOW_INVERTED), "falling"),
     "two flags": (
         bad_timesteps(5, config={"use_karras_sigmas": True, "use_beta_sigmas": True}),
@@ -137,10 +137,16 @@ BAD = {
         ),
         "zero terminal SNR",
     ),
-    "tables for flow": (
-        bad_timesteps(5, config={**FLOW, "timestep_spacing": "ays-sd15"}),
-        "ays-sd15.*flow.*logsnr",
+    "training steps for edm": (
+        bad_timesteps(5, config={**EDM, "timestep_spacing": "trailing"}),
+        "timestep_spacing='trailing'.*sigma_data.*karras",
     ),
+    "location of another spacing": (
+        lambda: PlanScheduler(timestep_spacing="karras", location=0.3),
+        "location=0.3 belongs to spacing logistic",
+    ),
+    "location": (lambda: PlanScheduler(location="left"), "location='left': need a number"),
+    "scale": (lambda: PlanScheduler(scale=-1.0), "scale=-1.0: need a positive"),
     "edm without range": (
         lambda: PlanScheduler(sigma_data=0.5),
         "sigma_min=None, sigma_max=None",

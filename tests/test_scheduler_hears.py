@@ -30,7 +30,7 @@ KEYS: dict[str, tuple[dict, object]] = {
     "timestep_type": ({k: v for k, v in VIDEO.items() if k != "timestep_type"}, "continuous"),
     "sigma_data": ({**LATENT, "sigma_min": 0.002, "sigma_max": 80.0}, 0.5),
     "sigma_schedule": (EDM, "exponential"),
-    "rho": (EDM, 5.0),
+    "rho": ({**EDM, "sigma_schedule": "karras"}, 5.0),
     "prediction_type": (LATENT, "v_prediction"),
     "variance_type": (LATENT, "learned"),
     "solver": (LATENT, "dpm-solver++"),
@@ -53,6 +53,8 @@ KEYS: dict[str, tuple[dict, object]] = {
     "use_exponential_sigmas": (LATENT, True),
     "use_beta_sigmas": (LATENT, True),
     "use_lu_lambdas": (LATENT, True),
+    "location": (LATENT, 0.6),
+    "scale": (LATENT, 1.0),
     "sigma_min": ({**LATENT, "use_karras_sigmas": True}, 0.1),
     "sigma_max": ({**LATENT, "use_karras_sigmas": True}, 10.0),
     "thresholding": (LATENT, True),
@@ -74,8 +76,8 @@ KEYS: dict[str, tuple[dict, object]] = {
     "ems": ({**LATENT, "solver": "dpm-solver-v3"}, None),  # see below
     "stock_class": ({k: v for k, v in AUDIO.items() if k != "stock_class"}, AUDIO["stock_class"]),
 }
-# Pipelines read these to work out mu; the scheduler itself does not.
-FOR_PIPELINES = {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
+# Pipelines read these to work out mu, and to_stock what was replaced; the scheduler does not.
+UNREAD = {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "replaced"}
 WAYS = {
     "attribute": lambda scheduler, key, value: setattr(scheduler.config, key, value),
     "item": lambda scheduler, key, value: scheduler.config.__setitem__(key, value),
@@ -103,7 +105,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def test_every_key_has_a_case():
-    assert set(KEYS) | FOR_PIPELINES == set(defaults(PlanScheduler))
+    assert set(KEYS) | UNREAD == set(defaults(PlanScheduler))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -184,4 +186,9 @@ def test_what_was_set_on_a_stock_config_is_taken_over(way):
     WAYS[way](stock, "solver_order", 2)
     with pytest.raises(ValueError, match="solver_order=. as attribute and . as item"):
         PlanScheduler.from_config(stock.config)
-    assert PlanScheduler.from_config(stock.config, solver_order=1).config.solver_order == 1
+    assert (
+        PlanScheduler.from_config(
+            stock.config, keep_sampling=True, solver_order=1
+        ).config.solver_order
+        == 1
+    )

@@ -50,7 +50,9 @@ OURS = {"DDIM": "ddim", "DPMS": "dpm-solver++", "UniP": "unipc", "Flow": "ddim"}
 def test_stock_parity(case, nfe):
     kind, options = STOCK[case]
     stock = kind(**{**LATENT, **options})
-    ours = PlanScheduler.from_config(stock.config, solver=OURS[kind.__name__[:4]])
+    ours = PlanScheduler.from_config(
+        stock.config, keep_sampling=True, solver=OURS[kind.__name__[:4]]
+    )
     stock.set_timesteps(nfe)
     ours.set_timesteps(nfe)
     assert ours.timesteps.dtype == stock.timesteps.dtype
@@ -86,7 +88,7 @@ def test_parity_of_the_solvers_in_sigma(solver, grid, tolerance, steps):
     """On grids of whole timesteps, to rounding. Stock's state is sqrt(1 + sigma^2) times ours."""
     kind, options, nfe = IN_SIGMA[solver]
     stock = kind(**LATENT, **grid)
-    ours = PlanScheduler.from_config(stock.config, solver=solver, **options)
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver=solver, **options)
     stock.set_timesteps(steps)
     ours.set_timesteps(nfe(steps))
     assert len(ours.timesteps) == len(stock.timesteps) == nfe(steps)
@@ -104,7 +106,7 @@ def test_parity_of_heun_in_the_middle(steps, begin):
     """Where stock's slices begin, at a full step, the rest is stock's."""
     grid = {**LATENT, "timestep_spacing": "trailing"}
     stock = diffusers.HeunDiscreteScheduler(**grid)
-    ours = PlanScheduler.from_config(stock.config, solver="heun")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="heun")
     stock.set_timesteps(steps)
     ours.set_timesteps(2 * steps - 1)
     x, level = start(), stock.sigmas[2 * begin]
@@ -118,7 +120,7 @@ def test_parity_of_heun_in_the_middle(steps, begin):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler_parity(nfe, shift):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="ddim")
     stock.set_timesteps(nfe)
     ours.set_timesteps(nfe)
     assert ours.timesteps.dtype == torch.float32
@@ -132,7 +134,7 @@ def test_flow_euler_parity(nfe, shift):
 def test_flow_heun_parity(steps, shift):
     """Heun's method in t, of second order from pure noise on; n counts evaluations."""
     stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
-    ours = PlanScheduler.from_config(stock.config, solver="heun", timestep_spacing="time")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="heun")
     stock.set_timesteps(steps)
     ours.set_timesteps(2 * steps - 1)
     torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=2e-7, atol=0)
@@ -142,7 +144,7 @@ def test_flow_heun_parity(steps, shift):
 @pytest.mark.parametrize("begin", [1, 4])
 def test_parity_of_flow_heun_in_the_middle(begin):
     stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
-    ours = PlanScheduler.from_config(stock.config, solver="heun", timestep_spacing="time")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="heun")
     for scheduler, n in ((stock, 7), (ours, 13)):
         scheduler.set_timesteps(n)
         scheduler.set_begin_index(2 * begin)
@@ -154,7 +156,7 @@ def test_dynamic_shift_and_given_sigmas_follow_flow_euler(kind):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, time_shift_type=kind, shift_terminal=0.1
     )
-    ours = PlanScheduler.from_config(stock.config, solver="unipc")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="unipc")
     sigmas = torch.linspace(1, 1 / 6, 6).tolist()
     for scheduler in (stock, ours):
         scheduler.set_timesteps(sigmas=sigmas, mu=1.1)
@@ -165,7 +167,7 @@ def test_dynamic_shift_and_given_sigmas_follow_flow_euler(kind):
 
 def test_ddim_noise_is_that_of_stock():
     stock = diffusers.DDIMScheduler(**LATENT, clip_sample=False)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="ddim")
     results = []
     for scheduler in (ours, stock):
         scheduler.set_timesteps(8)

@@ -62,7 +62,7 @@ PRECONDITIONED = {
 @pytest.mark.parametrize("nfe", [2, 7, 20])
 def test_preconditioned_models_give_the_numbers_of_stock(case, nfe):
     stock, solver = PRECONDITIONED[case]
-    ours = PlanScheduler.from_config(stock.config, solver=solver)
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver=solver)
     results = []
     for scheduler in (ours, stock):
         scheduler.set_timesteps(nfe)
@@ -96,7 +96,7 @@ def test_the_network_is_shown_the_noisy_image_as_stock_scales_it(config):
 
 def test_what_stable_audio_is_told():
     stock = diffusers.CosineDPMSolverMultistepScheduler()
-    ours = PlanScheduler.from_config(stock.config, solver="dpm-solver++")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="dpm-solver++")
     for scheduler in (ours, stock):
         scheduler.set_timesteps(9)
     torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=1e-6)
@@ -154,7 +154,7 @@ def test_a_sigma_model_is_a_noise_schedule():
 @pytest.mark.parametrize("how", ["steps", "sigmas"])
 def test_inverted_flow_times_are_those_of_stock(how):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, shift=2.0)
-    ours = PlanScheduler.from_config(stock.config, solver="ddim")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="ddim")
     given = {"sigmas": [1.0, 0.9, 0.5, 0.2]} if how == "sigmas" else {"num_inference_steps": 9}
     results = []
     for scheduler in (ours, stock):
@@ -241,6 +241,7 @@ def test_every_spacing_works_for_every_number_of_steps(name, final, config):
             "use_karras_sigmas": False,
             "timestep_spacing": name,
             "final_sigmas_type": final,
+            "solver": "unipc",
         },
     )
     for nfe in (1, 2, 5, 11):
@@ -289,7 +290,9 @@ def test_lambda_min_clipped_leaves_out_the_end_of_the_cosine_schedule(spacing):
     stock = diffusers.DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1, timestep_spacing=spacing
     )
-    ours = PlanScheduler.from_config(stock.config, solver="dpm-solver++", timestep_spacing=spacing)
+    ours = PlanScheduler.from_config(
+        stock.config, keep_sampling=True, solver="dpm-solver++", timestep_spacing=spacing
+    )
     for nfe in (1, 6, 25):
         for scheduler in (ours, stock):
             scheduler.set_timesteps(nfe)
@@ -340,7 +343,7 @@ def test_euler_at_final_takes_the_last_step_at_first_order(name):
         scheduler = stock
         if at_final is not None:
             scheduler = PlanScheduler.from_config(
-                stock.config, solver=solver, euler_at_final=at_final
+                stock.config, keep_sampling=True, solver=solver, euler_at_final=at_final
             )
         scheduler.set_timesteps(16)
         results.append(drive(scheduler, start()))
@@ -352,7 +355,7 @@ def test_euler_at_final_takes_the_last_step_at_first_order(name):
 @pytest.mark.parametrize("begin", [0, 2])
 def test_disable_corrector_is_that_of_stock(disabled, begin):
     stock = diffusers.UniPCMultistepScheduler(**LATENT, disable_corrector=disabled, solver_order=3)
-    ours = PlanScheduler.from_config(stock.config, solver="unipc")
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="unipc")
     results = []
     for scheduler in (ours, stock):
         scheduler.set_timesteps(8)

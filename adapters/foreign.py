@@ -1,0 +1,90 @@
+"""What of another scheduler's config is taken over: all it says of the model, no habit of sampling.
+
+A grid or an order that a scheduler of diffusers was configured with belongs to that scheduler. It
+binds us when the user says it, as a keyword of ``from_config``, or when the config is our own.
+What is not taken over is kept in ``replaced``, for ``to_stock``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any
+
+from .keys import MODEL_KEYS
+from .noise_schedules import is_flow
+from .spacing import GRID_KEYS
+
+SAMPLING_KEYS = (
+    *GRID_KEYS,
+    "steps_offset",
+    "lambda_min_clipped",
+    "final_sigmas_type",
+    "set_alpha_to_one",
+    "algorithm_type",
+    "solver_order",
+    "solver_type",
+    "predict_x0",
+    "lower_order_final",
+    "euler_at_final",
+    "disable_corrector",
+)
+
+logger = logging.getLogger("logsnr.adapters")
+
+
+def is_own(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a config is that of a scheduler class called ``name``, ours."""
+    return "solver" in config or config.get("_class_name") == name
+
+
+def of_the_model(
+    config: Mapping[str, Any], given: Mapping[str, Any], origin: str | None
+) -> dict[str, Any]:
+    """Another scheduler's config without its habits, which are under ``replaced``.
+
+    The habits that a user may have meant are named in the log, once.
+    """
+    unsaid = config.get("_use_default_values", ())
+    habits = {key: config[key] for key in SAMPLING_KEYS if key in config}
+    replaced = {key: value for key, value in habits.items() if key not in unsaid}
+    meant = {key: value for key, value in replaced.items() if value and key not in given}
+    if meant:
+        _say(
+            f"the grid, the order and the last steps are PlanScheduler's own. Of the config of "
+            f"{origin or 'the other scheduler'}, it does not follow "
+            f"{', '.join(f'{key}={value!r}' for key, value in sorted(meant.items()))}; give such "
+            "a key to from_config to have it followed, or keep_sampling=True for all of them"
+        )
+    kept = {key: value for key, value in config.items() if key not in habits}
+    return {**in_force(kept), **({"replaced": replaced} if replaced else {})}
+
+
+def with_habits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Another scheduler's config with everything it says and has by default.
+
+    Flow schedulers of diffusers have one rule of their own, "linspace", whatever the config says.
+    """
+    habits = {key: config[key] for key in SAMPLING_KEYS if key in config}
+    if is_flow(config) or "timestep_spacing" not in habits and "sigma_schedule" not in habits:
+        habits["timestep_spacing"] = "linspace"
+    return in_force({**config, **habits}, habits)
+
+
+def in_force(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
+    """The config with the keys of the model, and ``also``, as said, where they are defaults too.
+
+    diffusers does not hand defaults over to another scheduler. For options of sampling that is a
+    convention; for the noise schedule it would make another model of it.
+    """
+    if "_use_default_values" not in config:
+        return dict(config)
+    unsaid = set(config["_use_default_values"]) & set(config) - {*MODEL_KEYS, *also}
+    return {**config, "_use_default_values": sorted(unsaid)}
+
+
+@cache
+def _say(message: str) -> None:
+    # The cache makes it once a process.
+    logger.warning(message)
