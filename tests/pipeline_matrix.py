@@ -76,14 +76,21 @@ def check(family: Family, solver: Any, *, steps: int = NFE) -> str:
 def difference(family: Family, solver: str, *, steps: int = PARITY_NFE) -> float:
     """Largest difference from the stock scheduler of `Family.stock`, relative to its largest value.
 
-    Both schedulers are made from the pipeline's config with the same changes.
+    Stock is made from the pipeline's config with changes, and ours from that of stock.
     """
     name, changed = family.stock[solver]
-    config = family.build().scheduler.config
-    stock = getattr(diffusers, name).from_config(config, **changed)
+    stock, ours = beside_stock(family, name, solver, changed)
     expected, _ = family.run(stock, steps=steps)
-    result, _ = family.run(ours(family, solver, **changed), steps=steps)
+    result, _ = family.run(ours, steps=steps)
     return float((result - expected).abs().max() / expected.abs().max())
+
+
+def beside_stock(
+    family: Family, name: str, solver: Any, changed: dict[str, Any]
+) -> tuple[Any, PlanScheduler]:
+    """The scheduler ``name`` of diffusers in the family's pipeline, and ours on its grid."""
+    stock = getattr(diffusers, name).from_config(family.build().scheduler.config, **changed)
+    return stock, PlanScheduler.from_config(stock.config, solver=solver, keep_sampling=True)
 
 
 def refusal(refused: Refused) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import diffusers
 import pipeline_matrix as matrix
 import pytest
 import torch
@@ -82,9 +81,9 @@ LEADING, KARRAS = {"timestep_spacing": "leading"}, {"use_karras_sigmas": True}
 def test_the_names_people_know(family, stock, solver, options):
     """Rows of the migration table of docs/pipelines.md, with the same noise from one generator."""
     tiny = FAMILIES[family]
-    config = tiny.build().scheduler.config
-    expected, times = tiny.run(getattr(diffusers, stock).from_config(config, **options), steps=8)
-    result, told = tiny.run(matrix.ours(tiny, solver, **options), steps=8)
+    theirs, ours = matrix.beside_stock(tiny, stock, solver, options)
+    expected, times = tiny.run(theirs, steps=8)
+    result, told = tiny.run(ours, steps=8)
     assert told == times
     scale = float(expected.abs().max())
     torch.testing.assert_close(result, expected, rtol=0, atol=matrix.PARITY * scale)
@@ -121,7 +120,7 @@ def test_the_pipeline_runs_the_plan(name, solver):
     """The pipeline's latents are those of `sample` on the same nodes with the bare network."""
     family = FAMILIES[name]
     denoise, schedule = denoiser(family)
-    scheduler = matrix.ours(family, solver, timestep_spacing="trailing", final_sigmas_type="zero")
+    scheduler = matrix.ours(family, solver, solver_order=2, timestep_spacing="trailing")
     start = normal(1, 4, 8, 8, seed=5)
     result, told = family.run(scheduler, steps=8, latents=start, guidance_scale=GUIDANCE)
     discrete = isinstance(schedule, DiscreteVP)
