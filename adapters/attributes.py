@@ -185,6 +185,7 @@ class StockAttributes:
 
 
 def _rounds_to(ours: Tensor, table: Any) -> bool:
-    """Whether ``table`` is ours, in its own precision."""
+    """Whether ``table`` is ours, perhaps moved or rounded from what was read here."""
     table = torch.as_tensor(table).detach().cpu()
-    return ours.shape == table.shape and torch.equal(ours.to(table.dtype), table)
+    kinds = (ours, ours.float())
+    return any(ours.shape == table.shape and torch.equal(k.to(table.dtype), table) for k in kinds)

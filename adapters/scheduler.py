@@ -31,6 +31,7 @@ from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Node, Plan
 from logsnr.solvers.names import also_named
+from logsnr.solvers.run import version
 
 from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
@@ -454,6 +455,13 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         course, table = self._course, self._table
         if course is None or table is None:
             return
+        if (
+            table.untouched(self.timesteps, self.sigmas)
+            and self.config.edition is course.description.edition
+            and (self._kept is None or version(self._kept[0]) == self._kept[1])
+            and self.num_inference_steps == course.nfe
+        ):
+            return
         if course.description is not self._description:
             if self._asked is None:
                 raise ValueError(
@@ -472,9 +480,14 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             self._runs.end()
         if not table.untouched(self.timesteps, self.sigmas):
             self._hear_times(course, table)
+        n, laid_out = self.num_inference_steps, (self._course or course).nfe
+        if n != laid_out and n != len(self.timesteps):
+            raise ValueError(
+                f"num_inference_steps={n} was set, but {laid_out} are laid out: call set_timesteps"
+            )
 
     def _hear_times(self, course: Course, table: Timetable) -> None:
-        timesteps, sigmas = (torch.as_tensor(v) for v in (self.timesteps, self.sigmas))
+        timesteps, sigmas = _tensor("timesteps", self.timesteps), _tensor("sigmas", self.sigmas)
         first = table.slice_at(timesteps, sigmas)
         if first is not None:
             table.show_slices(timesteps, sigmas)
@@ -596,6 +609,13 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             f"model_output has shape {tuple(output.shape)}: need that of sample, "
             f"{tuple(sample.shape)}"
         )
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={values!r}: need a tensor of numbers") from error
 
 
 def _listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] | None:

@@ -58,7 +58,7 @@ class Timetable:
 
     def _watch(self) -> None:
         self._storage = self.timesteps.untyped_storage().data_ptr()
-        self._offset = self.timesteps.storage_offset()
+        self._offset, self._stride = self.timesteps.storage_offset(), self.timesteps.stride(0)
         self._versions = version(self.timesteps), version(self.sigmas)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,6 +71,10 @@ class Timetable:
         self._watch()
         if not as_it_was:
             self._versions = -1, -1
+
+    @property
+    def nfe(self) -> int:
+        return len(self.told)
 
     def untouched(self, timesteps: Any, sigmas: Any) -> bool:
         """Whether these are the tensors that are shown, without a change in place."""
@@ -90,12 +94,10 @@ class Timetable:
 
     def slice_at(self, timesteps: Tensor, sigmas: Tensor) -> int | None:
         """Where ``timesteps`` begins as a slice of the table's, None for anything else."""
-        sigmas_too = sigmas.untyped_storage().data_ptr() == self.sigmas.untyped_storage().data_ptr()
-        as_they_were = (version(self.timesteps), version(self.sigmas)) == self._versions
-        whole = timesteps.ndim == 1 and timesteps.stride() == (1,) and len(timesteps) > 0
-        if not (self.is_view(timesteps) and sigmas_too and as_they_were and whole):
+        if (version(self.timesteps), version(self.sigmas)) != self._versions:
             return None
-        return int(timesteps.storage_offset() - self._offset)
+        begins = _slice_of(self.timesteps, timesteps), _slice_of(self.sigmas, sigmas)
+        return begins[0] if begins[1] in (0, begins[0]) else None
 
     def is_view(self, timestep: Any) -> bool:
         """Whether ``timestep`` is a part of ``timesteps``, not a copy."""
@@ -109,7 +111,7 @@ class Timetable:
         """Where ``timestep`` is in ``timesteps``, None if it is no view of one entry."""
         if not self.is_view(timestep) or (timestep.numel() > 1 and any(timestep.stride())):
             return None
-        return int(timestep.storage_offset() - self._offset)
+        return int(timestep.storage_offset() - self._offset) // self._stride
 
     def place_of_value(self, timestep: Any, expected: int) -> int:
         """Where a copy is: at the ``expected`` place if its value leaves a choice.
@@ -152,7 +154,7 @@ class Timetable:
         ``here`` is the place of the step to come, which is meant where a time occurs twice.
         """
         if self.is_view(timesteps):
-            every = torch.arange(len(self.told))
+            every = torch.arange(self.nfe * self._stride) // self._stride
             offset = timesteps.storage_offset() - self._offset
             return every.as_strided(timesteps.shape, timesteps.stride(), offset).flatten().tolist()
         kind = timesteps.dtype if timesteps.dtype in HALF_TYPES else None
@@ -195,3 +197,11 @@ def _single(timestep: Any) -> float:
 def _around(told: Sequence[float], value: float) -> str:
     near = sorted(set(told), key=lambda each: abs(each - value))[:2] if value == value else told[:2]
     return f"(the nearest are {', '.join(f'{each:g}' for each in near)})"
+
+
+def _slice_of(whole: Tensor, part: Tensor) -> int | None:
+    """Where ``part`` begins in ``whole``, as a slice without gaps; None if it is no such slice."""
+    shared = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    if not shared or part.dtype != whole.dtype or part.stride() != whole.stride() or not len(part):
+        return None
+    return (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
