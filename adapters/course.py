@@ -7,7 +7,7 @@ the evaluations of a run are those of its plan, not the nodes of the `Layout`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -142,6 +142,16 @@ def course(
             ) from error
     plan = plan_through(description, whole.nodes, n, n)
     return Course(config, description, result, whole, called(plan))
+
+
+def training_course(config: Config, description: Description, timesteps: Sequence[float]) -> Course:
+    """The course through all ``timesteps`` of training, an evaluation at each of them.
+
+    It is a rule, not a list of the user: solvers with several evaluations a step take larger ones.
+    """
+    result = layout(config, description.schedule, description.solver, None, timesteps=timesteps)
+    result = replace(result, listed=None)
+    return Course(config, description, result, result, result.nodes[:-1])
 
 
 def _check(description: Description, result: Layout) -> None:

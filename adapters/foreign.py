@@ -84,6 +84,15 @@ def in_force(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str,
     return {**config, "_use_default_values": sorted(unsaid)}
 
 
+def model_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own config, marked like one that is `in_force`: another class may have another default of such a key."""
+    if "_use_default_values" not in config:
+        return dict(config)
+    defaults = config["_use_default_values"]
+    kept = sorted(key for key in defaults if key not in MODEL_KEYS or config.get(key) is None)
+    return {**config, "_use_default_values": kept}
+
+
 @cache
 def _say(message: str) -> None:
     # The cache makes it once a process.

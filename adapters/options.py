@@ -6,6 +6,7 @@ a mapping {"name": ..., option: value} for options that have no diffusers key.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -171,7 +172,9 @@ def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     unit = data_scale(config)
     if config["thresholding"]:
         ratio, maximum = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        dynamic = DynamicThreshold(float(ratio), float(maximum))
+        with in_words({"ratio": "dynamic_thresholding_ratio", "maximum": "sample_max_value"}):
+            # A quantile of 0 is the smallest value, and so is one next to it.
+            dynamic = DynamicThreshold(float(ratio) or sys.float_info.min, float(maximum))
         return dynamic if unit == 1 else partial(_in_units, dynamic, unit)
     if config["clip_sample"]:
         bound = float(config["clip_sample_range"]) / unit

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Node, Plan
@@ -36,11 +36,11 @@ from logsnr.solvers.run import version
 from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
-from .course import Course, called, lay_out
+from .course import Course, called, lay_out, training_course
 from .description import Description, described
 from .drive import Drive
 from .ems_file import check_shape, read_beside, write_beside
-from .foreign import in_force, is_own, of_the_model, with_habits
+from .foreign import in_force, is_own, model_in_force, of_the_model, with_habits
 from .keys import check_known, defaults, said_only, unsaid
 from .layout import node_told
 from .noise_levels import noisy
@@ -49,6 +49,8 @@ from .rewritten import rewritten
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .spacing import one_grid
+from .step_arguments import check_eta, check_others
+from .step_output import DataPrediction, StepOutput
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
 from .timetable import Timetable
@@ -287,14 +289,13 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         model_output: Tensor,
         timestep: Any,
         sample: Tensor,
-        *,
         eta: float = 0.0,
-        generator: Any = None,
-        return_dict: bool = True,
         use_clipped_model_output: bool | None = None,
+        generator: Any = None,
         variance_noise: Tensor | None = None,
-        **_: Any,
-    ) -> SchedulerOutput | tuple[Tensor]:
+        return_dict: bool = True,
+        **others: Any,
+    ) -> StepOutput | tuple[Tensor]:
         """The state at the next evaluation, or the sample after the last one.
 
         Parameters
@@ -305,14 +306,21 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             is not the next one, or the sample not the one handed out, see `Runs`.
         eta : for solvers that have it.
         generator, variance_noise : the source of noise for stochastic solvers.
+        others : what other classes of diffusers have, see `check_others`.
 
-        Raises ValueError without ``set_timesteps``, for a timestep that is none of the run's, for a
-        model_output that does not fit the sample, and for what was written on the scheduler since
-        ``set_timesteps`` and cannot be followed.
+        Without ``set_timesteps`` the run goes through all timesteps of training.
+
+        Raises ValueError for a timestep that is none of the run's, for a model_output that does not
+        fit the sample, and for what was written on the scheduler since ``set_timesteps`` and cannot
+        be followed.
         """
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
+        if not isinstance(eta, float):
+            eta = check_eta(eta)
         place = self._place(timestep, sample)
+        if others:
+            self._check_others(others, place)
         last = self._runs.current
         run = self._runs.find(place, sample)
         if run is None or run.eta != eta:
@@ -320,10 +328,12 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         elif run is not last:
             self._tell(run.place, run.nodes[run.place - run.begin :])
         run.generator, run.variance_noise = generator, variance_noise
+        node = run.node
         previous = run.step(model_output, sample)
         self._index = self._wanted = None
         if return_dict:
-            return SchedulerOutput(prev_sample=previous)
+            predict = DataPrediction(self._description, node, model_output, sample)
+            return StepOutput(previous, predict)
         return StateOnly((previous,)) if self._description.edm else (previous,)
 
     @property
@@ -354,7 +364,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             highest = self._nodes[0].t * schedule.sigma_data
         return schedule.start_scale(highest, start_deviation(self.config, highest))
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, **_: Any) -> Tensor:
         """The sample itself.
 
         Raises ValueError for a number: a pipeline that scales one preconditions its network for
@@ -432,10 +442,11 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
 
     def _place(self, timestep: Any, sample: Tensor) -> int:
         """Where in the run ``timestep`` is."""
+        if self._table is None:
+            self._go_through_training()
         self._hear()
         table, wanted = self._table, self._wanted
-        if table is None:
-            raise ValueError("step was called before set_timesteps")
+        assert table is not None
         place = table.place_of_view(timestep)
         if place is None:
             expected = self._runs.place_of(sample) if wanted is None else wanted
@@ -506,6 +517,14 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             self._runs.end()
         self.timesteps, self.sigmas, self._first = timesteps, sigmas, first or 0
 
+    def _go_through_training(self) -> None:
+        """The course over the timesteps of training, for a ``step`` without ``set_timesteps``."""
+        course = training_course(self.config, self._describe(), self.timesteps.tolist())
+        told, levels = self.timesteps.cpu(), course.levels([*course.nodes, course.end])
+        table = Timetable(told, levels, course.nodes)
+        table.show(self.timesteps, self.sigmas)
+        self._course, self._table = course, table
+
     def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
         """A new run from ``place`` to the end."""
         if not sample.is_floating_point():
@@ -533,6 +552,12 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         self._runs.begin(run)
         return run
 
+    def _check_others(self, others: Mapping[str, Any], place: int) -> None:
+        assert self._table is not None
+        told = self._table.told
+        following = told[place + 1] if place + 1 < len(told) else None
+        check_others(others, following, self.config["solver_order"])
+
     def _check_level(self, place: int, sample: Tensor) -> None:
         """ValueError for a state that is known to be noisier than at ``place``."""
         assert self._table is not None
@@ -555,7 +580,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     def _internal_dict(self, config: Mapping[str, Any]) -> None:
         # diffusers writes it in register_to_config, its pipelines in their constructors.
         own = defaults(type(self))
-        self.__dict__["_internal_dict"] = Config(as_one(config, own), own)
+        self.__dict__["_internal_dict"] = Config(model_in_force(as_one(config, own)), own)
 
     @property
     def _description(self) -> Description:

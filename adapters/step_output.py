@@ -1,0 +1,57 @@
+"""What ``step`` returns: the next state, and the data prediction for those who ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from logsnr.solvers import Node
+from logsnr.solvers.prediction import to_data
+from logsnr.solvers.run import version
+
+from .description import Description
+
+
+class StepOutput(SchedulerOutput):
+    """``prev_sample``, and ``pred_original_sample`` as DDIM's and Euler's outputs have it.
+
+    The data prediction is made when it is read, so that it costs nothing in the loop of a pipeline.
+    """
+
+    def __init__(self, prev_sample: Tensor, predict: Callable[[], Tensor] | None = None):
+        super().__init__(prev_sample)
+        self.__dict__["_predict"] = predict
+
+    @property
+    def pred_original_sample(self) -> Tensor | None:
+        """The data prediction of this step; ValueError once its tensors were changed in place."""
+        predict = self.__dict__["_predict"]
+        return None if predict is None else predict()
+
+
+class DataPrediction:
+    """The data prediction of ``output`` at ``sample`` and ``node``, in the units of the data."""
+
+    __slots__ = ("description", "node", "output", "sample", "versions")
+
+    def __init__(self, description: Description, node: Node, output: Tensor, sample: Tensor):
+        self.description, self.node = description, node
+        self.output, self.sample = output, sample
+        self.versions = version(output), version(sample)
+
+    def __call__(self) -> Tensor:
+        output, sample, description = self.output, self.sample, self.description
+        if self.versions != (version(output), version(sample)):
+            raise ValueError(
+                "pred_original_sample was read after model_output or sample had been changed in "
+                "place: read it right after the step"
+            )
+        out, state = to_data(description.prediction, self.node)
+        precise = torch.promote_types(sample.dtype, torch.float32)
+        x0 = out * description.sign * output.to(precise) + state * sample
+        if description.threshold is not None:
+            x0 = description.threshold(x0)
+        return (x0 * description.unit).to(sample.dtype)
