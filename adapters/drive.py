@@ -57,6 +57,7 @@ class Drive:
         self.sign = sign
         self.threshold = threshold
         self.dtype = sample.dtype
+        self.memory_format = _memory_format(sample)
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
         self.differentiable = differentiable
@@ -151,13 +152,20 @@ class Drive:
             self.evaluation = evaluation = self.process.send(output)
         except StopIteration as stop:
             self.place, self._handed = self.place + 1, _nothing
-            return stop.value
+            return self._as_given(stop.value)
         self.place += 1
         # What is handed out is another tensor than what is kept, to see when the caller drops it.
         # Gradients want the very same.
-        handed = evaluation.x if self.differentiable else evaluation.x.detach()
+        handed = self._as_given(evaluation.x)
+        if handed is evaluation.x and not self.differentiable:
+            handed = handed.detach()
         self._handed, self._version = ref(handed), version(handed)
         return handed
+
+    def _as_given(self, x: Tensor) -> Tensor:
+        """``x`` in the memory format of the caller's states."""
+        kept = self.memory_format
+        return x if kept is None else x.contiguous(memory_format=kept)
 
     def _differentiate(self, evaluation: Evaluation) -> Evaluation:
         """Keep the graph from here on: what came before is constant."""
@@ -187,6 +195,13 @@ class Drive:
             like.shape, generator=self.generator, device=like.device, dtype=self.dtype
         )
         return noise.to(like.dtype)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format | None:
+    """The format of a tensor whose channels come last, None for any other."""
+    known = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    last = known is not None and x.is_contiguous(memory_format=known)
+    return known if last and not x.is_contiguous() else None
 
 
 def _nothing() -> None:

@@ -85,7 +85,7 @@ def in_force(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str,
 
 
 def model_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own config, marked like one that is `in_force`: another class may have another default of such a key."""
+    """Our own config, marked likewise: other classes may have other defaults of such keys."""
     if "_use_default_values" not in config:
         return dict(config)
     defaults = config["_use_default_values"]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from logsnr.solvers import EMS, FlowMatching, Node, Plan
 from logsnr.solvers.names import also_named
 from logsnr.solvers.run import version
 
+from .arguments import check_eta, check_others, count, listed, number, tensor, without_variance
 from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
@@ -49,13 +49,13 @@ from .rewritten import rewritten
 from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .spacing import one_grid
-from .step_arguments import check_eta, check_others
 from .step_output import DataPrediction, StepOutput
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
 from .timetable import Timetable
 from .training import training_table
 
+MULTISTEP = ("unipc", "dpm-solver++", "dpm-solver", "dpm-solver-v3", "deis")
 LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart
 
 
@@ -255,12 +255,12 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         """
         asked: dict[str, Any] = {
             "n": num_inference_steps,
-            "timesteps": _listed("timesteps", timesteps),
-            "sigmas": _listed("sigmas", sigmas),
-            "mu": None if mu is None else _number("mu", mu),
+            "timesteps": listed("timesteps", timesteps),
+            "sigmas": listed("sigmas", sigmas),
+            "mu": None if mu is None else number("mu", mu),
         }
         self._described = described(
-            self.config, _count(asked["n"], asked["timesteps"], asked["sigmas"])
+            self.config, count(asked["n"], asked["timesteps"], asked["sigmas"])
         )
         course = lay_out(self.config, self._described, **asked)
         # As in diffusers, only flow models have their noise levels where the network is.
@@ -308,16 +308,16 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         generator, variance_noise : the source of noise for stochastic solvers.
         others : what other classes of diffusers have, see `check_others`.
 
-        Without ``set_timesteps`` the run goes through all timesteps of training.
+        Without ``set_timesteps`` the run goes through all timesteps of training. (As in diffusers
+        the multistep solvers in lambda then refuse a plain number, which tells them no steps.)
 
         Raises ValueError for a timestep that is none of the run's, for a model_output that does not
         fit the sample, and for what was written on the scheduler since ``set_timesteps`` and cannot
         be followed.
         """
         if model_output.shape != sample.shape:
-            model_output = self._without_variance(model_output, sample)
-        if not isinstance(eta, float):
-            eta = check_eta(eta)
+            model_output = without_variance(self.config, model_output, sample)
+        eta = check_eta(eta)
         place = self._place(timestep, sample)
         if others:
             self._check_others(others, place)
@@ -443,7 +443,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     def _place(self, timestep: Any, sample: Tensor) -> int:
         """Where in the run ``timestep`` is."""
         if self._table is None:
-            self._go_through_training()
+            self._go_through_training(timestep)
         self._hear()
         table, wanted = self._table, self._wanted
         assert table is not None
@@ -498,7 +498,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             )
 
     def _hear_times(self, course: Course, table: Timetable) -> None:
-        timesteps, sigmas = _tensor("timesteps", self.timesteps), _tensor("sigmas", self.sigmas)
+        timesteps, sigmas = tensor("timesteps", self.timesteps), tensor("sigmas", self.sigmas)
         first = table.slice_at(timesteps, sigmas)
         if first is not None:
             table.show_slices(timesteps, sigmas)
@@ -517,8 +517,14 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
             self._runs.end()
         self.timesteps, self.sigmas, self._first = timesteps, sigmas, first or 0
 
-    def _go_through_training(self) -> None:
+    def _go_through_training(self, timestep: Any) -> None:
         """The course over the timesteps of training, for a ``step`` without ``set_timesteps``."""
+        solver = self._description.solver
+        if solver in MULTISTEP and not isinstance(timestep, Tensor):
+            raise ValueError(
+                f"step was called before set_timesteps, with timestep={timestep!r}: solver="
+                f"{solver!r} needs to know its steps, or an entry of timesteps"
+            )
         course = training_course(self.config, self._describe(), self.timesteps.tolist())
         told, levels = self.timesteps.cpu(), course.levels([*course.nodes, course.end])
         table = Timetable(told, levels, course.nodes)
@@ -624,43 +630,3 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)
-
-    def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
-        if self.config.get("variance_type") in ("learned", "learned_range"):
-            mean = output[:, : sample.shape[1]]
-            if mean.shape == sample.shape:
-                return mean
-        raise ValueError(
-            f"model_output has shape {tuple(output.shape)}: need that of sample, "
-            f"{tuple(sample.shape)}"
-        )
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}={values!r}: need a tensor of numbers") from error
-
-
-def _listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] | None:
-    if values is None:
-        return None
-    try:
-        listed = torch.as_tensor(values, dtype=torch.float64).tolist()
-        return [float(value) for value in listed]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={values!r}: need a list of numbers") from error
-
-
-def _count(n: Any, *lists: Sequence[float] | None) -> int | None:
-    """The number of evaluations that is asked for, None for what is no number."""
-    given = [len(values) for values in lists if values is not None]
-    return given[0] if given else int(n) if isinstance(n, Integral) else None
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r}: need a number") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule
 from logsnr.solvers.prediction import to_data
 
+from ..arguments import without_variance
 from ..noise_schedules import noise_schedule
 from ..options import output_sign, prediction_type, threshold
 from ..scheduler import PlanScheduler
@@ -126,7 +127,7 @@ class LoopScheduler(PlanScheduler):
     def _advance(self, output: Tensor, timestep: Any, sample: Tensor) -> None:
         place = self._place(timestep, sample)
         if output.shape != sample.shape:
-            output = self._without_variance(output, sample)
+            output = without_variance(self.config, output, sample)
         driver = self.driver
         if driver is None:
             if self.algorithm.groups is not None and not self.networks.calls:
