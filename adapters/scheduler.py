@@ -562,7 +562,7 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         assert self._table is not None
         told = self._table.told
         following = told[place + 1] if place + 1 < len(told) else None
-        check_others(others, following, self.config["solver_order"])
+        check_others(others, following, self._description.method["solver_order"])
 
     def _check_level(self, place: int, sample: Tensor) -> None:
         """ValueError for a state that is known to be noisier than at ``place``."""
