@@ -385,3 +385,33 @@ def test_a_copy_made_among_several_runs_goes_on_with_the_last(solver):
     # Its caller's tensors are copies too, so that nothing tells the two images apart.
     result = states[1].clone()
     assert_close(step(other, 3, result), begun(solver, 3, result), 1e-6)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("solver", SOME, ids=str)
+def test_the_states_of_several_views_are_exchanged(solver, separate):
+    """MultiDiffusion: the pipeline keeps the scheduler's attributes for every part of a panorama.
+
+    diffusers' own pipeline makes one copy for all parts, and then shares the scheduler among them.
+    """
+    if solver == "heun" and not separate:
+        pytest.skip("tells the parts that are begun later other times")
+    scheduler, whole = laid_out(solver), torch.cat(starts(3), dim=-1)
+    times, width = scheduler.timesteps, SHAPE[-1]
+    if separate:
+        states = [copy.deepcopy(scheduler.__dict__) for _ in range(3)]
+    else:
+        states = [copy.deepcopy(scheduler.__dict__)] * 3
+    for place in range(N):
+        for k in range(3):
+            part = whole[..., k * width : (k + 1) * width]
+            scheduler.__dict__.update(states[k])
+            with torch.no_grad():
+                output, noise = network(part, times[place]), torch.zeros_like(part)
+                result = scheduler.step(output, times[place], part, variance_noise=noise)
+            states[k] = dict(scheduler.__dict__) if separate else scheduler.__dict__
+            whole[..., k * width : (k + 1) * width] = result.prev_sample
+    if separate or solver == "ddim":
+        for k, x in enumerate(starts(3)):
+            alone = drive(laid_out(solver), x)
+            assert_close(whole[..., k * width : (k + 1) * width], alone, 1e-6)
