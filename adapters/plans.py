@@ -24,12 +24,7 @@ def plan_for(
     uncorrected: tuple[int, ...] = (),
     euler_at_final: bool = False,
 ) -> Plan:
-    """`spread_plan` for a pipeline, which evaluates the start itself.
-
-    Parameters
-    ----------
-    uncorrected : see `without_correctors`.
-    euler_at_final : see `with_first_order_end`.
+    """`spread_plan` with `changed` for a pipeline, which evaluates the start itself.
 
     Raises ValueError if there is no such plan, or if its first evaluation is not at the start.
     """
@@ -39,6 +34,11 @@ def plan_for(
             f"solver={solver!r} with {dict(options)} moves the start before its first "
             "evaluation, but a pipeline evaluates the start itself"
         )
+    return changed(plan, uncorrected=uncorrected, euler_at_final=euler_at_final)
+
+
+def changed(plan: Plan, *, uncorrected: tuple[int, ...] = (), euler_at_final: bool = False) -> Plan:
+    """The plan `without_correctors`, and `with_first_order_end`, where that is asked for."""
     if uncorrected:
         plan = without_correctors(plan, uncorrected)
     return with_first_order_end(plan) if euler_at_final else plan

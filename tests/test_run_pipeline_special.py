@@ -100,3 +100,40 @@ def test_what_self_attention_guidance_cannot_do_is_said(algorithm, whole, words)
     pipe = self_attention_guidance()
     with pytest.raises(ValueError, match=f"self-attention guidance.*{words}"):
         run_pipeline(pipe, algorithm, whole_timesteps=whole, **guided(), **arguments())
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("solver", ["ddim", "unipc", "ipndm", "heun"])
+def test_parallel_runs_what_plan_scheduler_runs(name, solver):
+    """With the grid and the options of the solver that was named, also beside another default."""
+    family = FAMILIES[name]
+    config = family.build().scheduler.config
+    given = family.arguments() | arguments(num_inference_steps=8)
+    with using(family.build(), PlanScheduler.from_config(config, solver=solver)) as pipe:
+        expected = as_tensor(pipe(**given))
+    given["generator"] = torch.Generator().manual_seed(0)
+    swept = run_pipeline(family.build(), parallel(solver, window=8), whole_timesteps=True, **given)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(as_tensor(swept.output), expected, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("grid", [
+    {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
+    {"timestep_spacing": "trailing"},
+    {"timestep_spacing": "logsnr"},
+], ids=str)  # fmt: skip
+def test_parallel_keeps_to_the_grid_of_a_plan_scheduler(grid):
+    """Also to the stock grid, once it is named: then it is the run of diffusers' DDIM."""
+    family = FAMILIES["sd"]
+    config = family.build().scheduler.config
+    ours = PlanScheduler.from_config(config, solver="ddim", **grid)
+    given = family.arguments() | arguments(num_inference_steps=8)
+    stock = grid.get("timestep_spacing", "leading") == "leading"
+    expected_from = family.build().scheduler if stock else ours
+    with using(family.build(), expected_from) as pipe:
+        expected = as_tensor(pipe(**given))
+    given["generator"] = torch.Generator().manual_seed(0)
+    with using(family.build(), ours) as pipe:
+        swept = run_pipeline(pipe, parallel("ddim", window=8), whole_timesteps=True, **given)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(as_tensor(swept.output), expected, rtol=0, atol=1e-4 * scale)

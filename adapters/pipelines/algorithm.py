@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from logsnr.solvers.batches import Batch
 from logsnr.solvers.grids import node_at
 from logsnr.solvers.noise import NoiseSource
 from logsnr.solvers.run import Evaluation
-
-from ..plans import spread_plan
 
 Process = Generator[Evaluation, Tensor | None, Any] | Generator[Batch, Tensor, Any]
 
@@ -32,6 +30,7 @@ class Loop:
     training_steps : N, the resolution of the model's times: t = 1 / N is the smallest it knows.
     allotted : the iterations that the loop will make.
     noise : draws from the call's ``generator``, for stochastic plans.
+    planner : makes the plan of a solver and its options, see `plan`.
     """
 
     schedule: NoiseSchedule
@@ -40,10 +39,15 @@ class Loop:
     training_steps: int
     allotted: int
     noise: NoiseSource
+    planner: Callable[[str, Mapping[str, Any]], Plan]
 
     def plan(self, solver: str, **options: Any) -> Plan:
-        """The plan of ``solver`` over the pipeline's own nodes, one evaluation for each step."""
-        return spread_plan(self.schedule, solver, self.nodes, len(self.nodes) - 1, options)
+        """The plan of ``solver`` over these nodes, one evaluation for each step.
+
+        It is the one that `PlanScheduler` runs: what the scheduler's config says of the solver
+        (its order, ``solver_type``, ...) holds, unless ``options`` say otherwise.
+        """
+        return self.planner(solver, options)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Algorithm:
     edits : whether it heeds a state that the pipeline changed between evaluations
         (``Evaluation.x``, see there). If not, such a change is an error.
     groups : how many (x, t) pairs, each of B states, go into one iteration.
+    solver : whose grid the pipeline is given, where its scheduler is one of diffusers' own; by
+        default that of `PlanScheduler`'s own default.
     opening : gives the nodes of the first request, if all its states are x_T; by default the one
         where the loop begins. The pipeline makes its first iteration before the algorithm can be
         heard: if this is not what it then asks for, that iteration goes unused.
@@ -71,6 +77,7 @@ class Algorithm:
     iterations: int | None = None
     edits: bool = True
     groups: int | None = None
+    solver: str | None = None
     opening: Callable[[Loop], Sequence[Node]] | None = None
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ their last output, at no cost) while the loop runs out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,22 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule
+from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
+from logsnr.solvers.registry import find_solver
 
 from ..arguments import without_variance
 from ..noise_schedules import noise_schedule
-from ..options import output_sign, prediction_type, threshold
+from ..options import (
+    output_sign,
+    prediction_type,
+    solver_options,
+    table_changes,
+    threshold,
+)
+from ..plans import changed, spread_plan
 from ..scheduler import PlanScheduler
+from ..settled import settled
 from ..timetable import Timetable
 from .algorithm import Algorithm, Loop
 from .batched import Batches
@@ -192,7 +202,23 @@ class LoopScheduler(PlanScheduler):
             training_steps=len(self),
             allotted=allotted,
             noise=self._draw,
+            planner=partial(self._planned, begin),
         )
+
+    def _planned(self, begin: int, solver: str, options: Mapping[str, Any]) -> Plan:
+        """The plan that a `PlanScheduler` with this config and ``solver`` runs from ``begin``."""
+        assert self._course is not None
+        nodes, own, name = self._grid()[begin:], {}, find_solver(solver).name
+        if name == self._course.description.solver:
+            typed = self._course.description.method["solver"]
+            own = dict(typed) if isinstance(typed, Mapping) else {}
+            nodes = nodes if begin else self._course.whole.nodes
+        n = len(self._grid()) - 1
+        named = {**self.config, "solver": {**own, "name": solver, **options}}
+        method = settled(named, n)
+        complete = solver_options(method, n, n - begin, 0.0)
+        plan = spread_plan(self._schedule, name, nodes, n - begin, complete)
+        return changed(plan, **table_changes(method, complete, begin))
 
     def _draw(self, term: Noise, like: Tensor) -> Tensor:
         return randn_tensor(

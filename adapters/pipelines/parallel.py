@@ -32,8 +32,9 @@ def parallel(
 
     Parameters
     ----------
-    plan : a plan on the pipeline's schedule; or the name of a solver, or a function of the `Loop`
-        (``lambda loop: loop.plan("unipc", order=3)``), for the pipeline's own nodes.
+    plan : a plan on the pipeline's schedule; or the name of a solver, whose run is then that of
+        ``PlanScheduler.from_config(pipe.scheduler.config, solver=plan)``; or a function of the
+        `Loop` (``lambda loop: loop.plan("unipc", order=3)``).
     window : evaluations of the plan in one iteration.
     tolerance, update, acceleration, data_scale, published, callback : see ``sample_parallel``.
 
@@ -71,5 +72,6 @@ def parallel(
         iterations=plan.nfe if isinstance(plan, Plan) else None,
         edits=False,
         groups=window,
+        solver=plan if isinstance(plan, str) else None,
         opening=lambda loop: called(chosen(loop))[:window],
     )

@@ -71,7 +71,9 @@ def run_pipeline(
     Parameters
     ----------
     pipe : a diffusers pipeline. Its scheduler's config says what the model is and where a run
-        begins and ends; nothing of the pipeline is changed after the call.
+        begins and ends, as `PlanScheduler.from_config` reads it; for another grid give the pipeline
+        a `PlanScheduler` with it, which is kept to. Nothing of the pipeline is changed after the
+        call.
     algorithm : a `Plan`; or `adaptive`, `reference`, `parallel`, any `Algorithm`; or a function
         (x_T, loop) -> generator of `Evaluation`, see `Loop`.
     whole_timesteps : tell variance-preserving networks the nearest whole training step, not the
@@ -98,8 +100,11 @@ def run_pipeline(
     generator = call_kwargs.get("generator")
     if chosen.groups is not None:
         call_kwargs = spread(pipe, call_kwargs, chosen.groups)
+    # A PlanScheduler's grid is kept; on another scheduler's model the algorithm may name a solver.
+    keep = chosen.solver is None or "solver" in own.config
+    named: dict[str, Any] = {} if keep else {"solver": chosen.solver}
     # Statistics are for PlanScheduler's own runs, and may be those that are being renewed.
-    scheduler = LoopScheduler.from_config(own.config, ems=None)
+    scheduler = LoopScheduler.from_config(own.config, ems=None, **named)
     flag = vars(pipe).pop("_interrupt", _MISSING)
     with Networks(pipe) as networks:
         scheduler.attach(
