@@ -2,6 +2,7 @@
 
 from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .bibliography import cite
+from .custom import CustomSchedule
 from .denoiser import Denoiser
 from .ems import EMS
 from .estimation import estimate_ems, estimation
@@ -36,6 +37,7 @@ __all__ = [
     "SPACINGS",
     "AdaptiveStats",
     "ClassifierFree",
+    "CustomSchedule",
     "Denoiser",
     "DiscreteVP",
     "DynamicThreshold",
