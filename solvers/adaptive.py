@@ -182,7 +182,7 @@ def adaptive(
         controller = pid.start(h_init, order)
     nfe = rejected = 0
     times = [start.t]
-    path = Hermite(schedule, dtype) if dense else None
+    path = Hermite(schedule, dtype, float(t_end)) if dense else None
 
     def evaluate(at: Tensor, node: Node) -> Generator[Evaluation, Tensor | None, Tensor]:
         nonlocal nfe

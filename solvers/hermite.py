@@ -23,11 +23,12 @@ from .schedules import NoiseSchedule
 class Hermite:
     """The interpolant of the knots that are added to it, as a function of time.
 
-    ``path(t)`` (B, *event) has the dtype that was given. ValueError outside the knots.
+    ``path(t)`` (B, *event) has the dtype that was given. ``end`` is the time that was asked for;
+    where the last knot stops just short of it, the last piece goes on. ValueError outside.
     """
 
-    def __init__(self, schedule: NoiseSchedule, dtype: torch.dtype):
-        self.schedule, self.dtype = schedule, dtype
+    def __init__(self, schedule: NoiseSchedule, dtype: torch.dtype, end: float):
+        self.schedule, self.dtype, self.end = schedule, dtype, end
         self.times: list[float] = []
         self.lams: list[float] = []
         self.states: list[Tensor] = []
@@ -54,8 +55,8 @@ class Hermite:
         self.slopes.append(a * (x0 - a * x / r))
 
     def __call__(self, t: float) -> Tensor:
-        if not self.times[-1] <= t <= self.times[0]:
-            raise ValueError(f"t={t!r}: need a time in [{self.times[-1]:g}, {self.times[0]:g}]")
+        if not self.end <= t <= self.times[0]:
+            raise ValueError(f"t={t!r}: need a time in [{self.end:g}, {self.times[0]:g}]")
         node = node_at(self.schedule, t)
         if self.before is not None and node.lam < self.lams[0]:
             return self.before(node).to(self.dtype)

@@ -124,6 +124,15 @@ def test_dense_output_follows_the_exact_path(schedule, space):
         stats.dense(2 * schedule.t_start)
 
 
+@pytest.mark.parametrize("t_start, t_end", [(0.999, 0.001), (0.7, 0.3), (1.0, 1e-3)])
+def test_dense_output_is_there_at_both_ends_as_they_were_given(t_start, t_end):
+    schedule, ends = VPLinear(), {"t_start": t_start, "t_end": t_end}
+    _, denoise, x, _ = problem(schedule)
+    sample, stats = sample_adaptive(denoise, x, schedule, dense=True, **ends)
+    torch.testing.assert_close(stats.dense(t_start), x)
+    torch.testing.assert_close(stats.dense(t_end), sample, rtol=1e-3, atol=1e-3)
+
+
 def test_the_cap_returns_what_was_reached():
     schedule = VPLinear()
     network, denoise, x, flow = problem(schedule)

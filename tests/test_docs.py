@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from logsnr.solvers import make_plan, sample
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {}
+"""What a page says of its examples, asked of the names that they leave."""
+
+
+def check(page: str):
+    def register(function):
+        CHECKS[page] = function
+        return function
+
+    return register
+
+
+@check("your-own-network")
+def _(left):
+    exact, points = left["exact"], left["moons"](4000)[0]
+    assert float(torch.cdist(exact, points).min(dim=1).values.median()) < 0.1  # on the moons
+    plans = [make_plan(name, left["schedule"], nfe=8) for name in ("unipc", "ddim")]
+    errors = [float((sample(left["denoise"], left["x_T"], plan) - exact).norm()) for plan in plans]
+    assert errors[0] < 0.7 * errors[1]
+    assert left["error_bar"] < 0.01 and len(left["seen"]) == left["plan"].nfe == 8
+    assert left["path"].shape == (5, 100, 2)
+    torch.testing.assert_close(left["stats"].dense(0.001), left["x0"], rtol=0, atol=1e-3)
+    moved = sample(left["few"], left["start"].detach(), left["plan"]) - left["target"]
+    first = sample(left["few"], left["x_T"][:8], left["plan"]) - left["target"]
+    assert float(moved.square().sum()) < 0.8 * float(first.square().sum())
 
 
 def blocks(page: Path) -> list[str]:
@@ -25,6 +57,8 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys):
     namespace: dict[str, object] = {"__name__": "example"}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), namespace)
+    if page.stem in CHECKS:
+        CHECKS[page.stem](namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
