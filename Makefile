@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. The first use creates .venv and installs the tested versions.
+# make demo | test | lint | docs | clean. The first use creates .venv and installs the tested versions.
 
 PYTHON ?= $(shell command -v python3 || command -v python3.11)
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml setup.py constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/logsnr demo
@@ -19,8 +19,12 @@ lint: $(VENV)/.installed-dev build/mypy/logsnr
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The pages of docs/ as a site, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
+docs: $(VENV)/.installed-docs build/mypy/logsnr
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find src solvers adapters benchmarks tests -name __pycache__ -type d -exec rm -rf {} +
 
 $(BIN)/python:
@@ -38,6 +42,10 @@ $(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
 $(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	touch $(VENV)/.installed-demo $(VENV)/.installed-test $@
+
+$(VENV)/.installed-docs: $(INPUTS) | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
+	touch $(VENV)/.installed-demo $@
 
 # The import root `logsnr`, as mypy wants it: see [tool.mypy] in pyproject.toml.
 build/mypy/logsnr: Makefile
