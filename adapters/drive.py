@@ -56,7 +56,7 @@ class Drive:
         self.prediction = prediction
         self.sign = sign
         self.threshold = threshold
-        self.dtype = sample.dtype
+        self.shape, self.dtype = sample.shape, sample.dtype
         self.memory_format = _memory_format(sample)
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
@@ -118,22 +118,28 @@ class Drive:
     def step_back(self) -> None:
         """Take the last `step` back: the next one may be given another output at its state."""
         assert self._mark is not None
-        mark, handed, index, _ = self._mark
+        mark, handed, index, kept = self._mark
         self.executor.rewind(mark)
         self._proceed(handed, index)
-        self._handed, self._mark = self._taken, None
+        self._version, self._handed, self._mark = kept, self._taken, None
         self.place -= 1
+
+    def fork(self) -> Drive:
+        """Another run in which the last `step` is not made yet."""
+        other = object.__new__(Drive)
+        other.__dict__.update(self.__dict__, executor=self.executor.fork())
+        other.step_back()
+        return other
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send the network's output at ``sample``; the next state (the result in the end).
 
         A ``sample`` that is not the tensor handed out before, or was changed in place, is taken
         as an edit and carried on. From the first step on whose output or state requires grad, the
-        graph is kept. Raises ValueError after the last step.
+        graph is kept.
         """
         evaluation, self.evaluation = self.evaluation, None
-        if evaluation is None:
-            raise ValueError("step was called after the run ended: call set_timesteps first")
+        assert evaluation is not None
         if torch.is_grad_enabled() and (output.requires_grad or sample.requires_grad):
             evaluation = self._differentiate(evaluation)
         handed, index = evaluation.x, evaluation.index
@@ -148,12 +154,13 @@ class Drive:
             out, state = to_data(self.prediction, evaluation.node)
             precise = torch.promote_types(sample.dtype, torch.float32)
             output = self.threshold(out * output.to(precise) + state * sample)
+        place, self.place = self.place, -1  # a run whose step fails goes on nowhere
         try:
             self.evaluation = evaluation = self.process.send(output)
         except StopIteration as stop:
-            self.place, self._handed = self.place + 1, _nothing
+            self.place, self._handed = place + 1, _nothing
             return self._as_given(stop.value)
-        self.place += 1
+        self.place = place + 1
         # What is handed out is another tensor than what is kept, to see when the caller drops it.
         # Gradients want the very same.
         handed = self._as_given(evaluation.x)

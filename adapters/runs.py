@@ -4,9 +4,9 @@ A run waits at one place and has handed out one state. A call says where it is a
 has, and that decides, in this order:
 
 * the state is the one that a run handed out, at the place where it waits: that run goes on;
-* the state is the one that a run has just made a step from: the step is taken back and made again;
-* a run waits at this place, and no other that is still to go on does or did: the state is that
-  run's, edited (inpainting, callbacks);
+* the state is the one that a run has just made a step from: the step is made again, from there;
+* the latest run with states of this shape waits at this place, and no other that is still to go
+  on does or did: the state is that run's, edited (inpainting, callbacks);
 * otherwise a new run begins here.
 
 So two images in one loop, a loop left early and begun again, a repeated call and a jump back to
@@ -15,11 +15,14 @@ noisier times (time travel, RePaint) all are what they would be alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from .drive import Drive
+
+MOST = 64  # runs that are kept; what comes back to another is a new one
 
 
 class Runs:
@@ -34,8 +37,9 @@ class Runs:
     def __init__(self) -> None:
         self.current: Drive | None = None
         self._place: int | None = None  # where there is no current run
-        self._others: list[Drive] = []  # whose last state somebody still has
-        self._left: set[int] = set()  # where runs were left waiting, also those that are gone
+        self._others: list[Drive] = []  # whose last state somebody has, or the latest of a shape
+        # Where runs were left for another one with states of the same shape, and that shape
+        self._left: set[tuple[int, Size]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # The others are known by the caller's tensors, of which a copy has none. A run that
@@ -43,12 +47,16 @@ class Runs:
         current = self.current
         if current is not None and current.differentiable:
             current = None
-        left = self._left.union(run.place for run in self._others)
+        left = self._left.union((run.place, run.shape) for run in self._others)
         return {"current": current, "_place": self.place, "_others": [], "_left": left}
 
     @property
     def place(self) -> int | None:
         return self._place if self.current is None else self.current.place
+
+    def begin(self, run: Drive) -> None:
+        """Add a run, which is the current one now."""
+        self._switch(run)
 
     def end(self) -> None:
         """No run goes on: the next step begins one, where the last would have been or elsewhere."""
@@ -62,43 +70,51 @@ class Runs:
         current = self.current
         if current is None:
             return None
-        if current.place == place and (current.gave(sample) or self._alone(place)):
+        if current.place == place and current.gave(sample):
             return current
-        for run in (current, *self._others):
+        for run in self._all():
             if run.place == place and run.gave(sample):
                 return self._switch(run)
             if run.place == place + 1 and run.took(sample):
-                self._left.add(run.place)  # somebody may go on with what is taken back
-                run.step_back()
-                return self._switch(run)
+                return self._again(run)
+        alike = [run for run in self._all() if run.shape == sample.shape]
+        here = [run for run in alike if run.place == place]
+        if here == alike[:1] and (place, sample.shape) not in self._left:
+            return self._switch(here[0]) if here else None
         return None
 
     def giver(self, sample: Tensor) -> Drive | None:
         """The run that handed out ``sample``."""
-        runs = self._others if self.current is None else [self.current, *self._others]
-        return next((run for run in runs if run.gave(sample)), None)
+        return next((run for run in self._all() if run.gave(sample)), None)
 
     def place_of(self, sample: Tensor) -> int:
         """Where ``sample`` is expected: where it was handed out for, or taken from, or next."""
-        for run in () if self.current is None else (self.current, *self._others):
+        for run in () if self.current is None else self._all():
             if run.gave(sample):
                 return run.place
             if run.took(sample):
                 return run.place - 1
         return self.place or 0
 
-    def begin(self, run: Drive) -> None:
-        """Add a run, which is the current one now."""
-        self._switch(run)
+    def _all(self) -> Iterable[Drive]:
+        latest_first = reversed(self._others)
+        return latest_first if self.current is None else (self.current, *latest_first)
 
-    def _alone(self, place: int) -> bool:
-        return place not in self._left and all(run.place != place for run in self._others)
+    def _again(self, run: Drive) -> Drive:
+        """The run in which the last step of ``run`` is not made yet."""
+        if run.wanted:  # somebody may go on with the state that it led to
+            return self._switch(run.fork())
+        self._left.add((run.place, run.shape))
+        run.step_back()
+        return self._switch(run)
 
     def _switch(self, run: Drive) -> Drive:
-        last = self.current
-        if last is not None and last is not run:
-            self._left.add(last.place)
-            self._others.append(last)
-        self._others = [other for other in self._others if other.wanted and other is not run]
-        self.current = run
+        if self.current is not None and self.current is not run:
+            self._others.append(self.current)
+        others = [other for other in self._others if other is not run]
+        self._left.update(
+            (other.place, other.shape) for other in others if other.shape == run.shape
+        )
+        others = [other for other in others if other.wanted or other.shape != run.shape]
+        self.current, self._others = run, others[-MOST:]
         return run

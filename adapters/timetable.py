@@ -40,10 +40,13 @@ class Timetable:
         device: Any = None,
         levels_device: Any = None,
     ):
+        self.told: list[float] = told.tolist()
         self.levels: list[float] = levels.tolist()
         self.nodes = list(nodes)
         with torch.inference_mode(False):  # whose tensors do not count their changes
-            self.show(told.clone().to(device), levels.clone().to(levels_device))
+            self.timesteps = told.clone().to(device)
+            self.sigmas = levels.clone().to(levels_device)
+        self.show_slices(self.timesteps, self.sigmas)
 
     def show(self, timesteps: Tensor, sigmas: Tensor) -> None:
         """Let callers read these tensors, which hold the values of the table or their rounding."""

@@ -11,6 +11,7 @@ Both keep states and outputs in float32 or better.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -180,6 +181,13 @@ class FusedRows:
         # An evaluation overwrites no slot that its own row or a later one reads.
         return dict(self.states), {}, self.output, self.edited
 
+    def fork(self) -> FusedRows:
+        """Another one in the same state."""
+        other = copy(self)
+        other.block, other.states = self.block.clone(), dict(self.states)
+        other._set_views()
+        return other
+
     def rewind(self, mark: Mark) -> None:
         states, _, self.output, self.edited = mark
         self.states = dict(states)
@@ -310,6 +318,12 @@ class TensorRows:
     def mark(self) -> Mark:
         """What `rewind` needs to evaluate the same row again."""
         return dict(self.states), dict(self.outputs), self.like, self.edited
+
+    def fork(self) -> TensorRows:
+        """Another one in the same state."""
+        other = copy(self)
+        other.states, other.outputs = dict(self.states), dict(self.outputs)
+        return other
 
     def rewind(self, mark: Mark) -> None:
         states, outputs, _, self.edited = mark

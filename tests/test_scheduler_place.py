@@ -109,6 +109,61 @@ def test_two_images_in_one_loop_in_every_family(family):
 # --- against the same images alone
 
 
+@pytest.mark.parametrize("solver", ALL)
+def test_images_from_the_very_same_noise(solver):
+    """As for two prompts: the first step of both is made from one tensor."""
+    factors, expected = (0.5, 1.0, 1.5), []
+    for factor in factors:
+        scheduler, x = laid_out(solver), start()
+        for place in range(N):
+            x = step(scheduler, place, x, factor)
+        expected.append(x)
+    scheduler, states = laid_out(solver), [start()] * 3
+    for place in range(N):
+        states = [step(scheduler, place, x, f) for x, f in zip(states, factors, strict=True)]
+    for x, alone in zip(states, expected, strict=True):
+        assert torch.equal(x, alone)
+
+
+@pytest.mark.parametrize("edited", [0.0, 0.5])
+@pytest.mark.parametrize("solver", ALL)
+def test_states_of_two_shapes_are_told_apart_by_them(solver, edited):
+    """Sound and video in one loop, also where nothing is handed back as it was handed out."""
+    sizes = [(2, 3, 4, 4), (2, 3, 2, 4)]
+
+    def steps(scheduler: PlanScheduler, x: Tensor, place: int) -> Tensor:
+        t, noise = scheduler.timesteps[place], torch.zeros_like(x)
+        output = torch.tanh(x) * (1 + t / 1000)
+        return scheduler.step(output, t, x + edited, variance_noise=noise).prev_sample + edited
+
+    expected = []
+    for shape in sizes:
+        scheduler, x = laid_out(solver), start()[:, :, : shape[2]]
+        for place in range(N):
+            x = steps(scheduler, x, place)
+        expected.append(x)
+    scheduler, states = laid_out(solver), [start()[:, :, : shape[2]] for shape in sizes]
+    for place in range(N):
+        states = [steps(scheduler, x, place) for x in states]
+    for x, alone in zip(states, expected, strict=True):
+        assert_close(x, alone, 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_a_step_that_failed_can_be_made(solver):
+    scheduler = laid_out({"name": "ddim", "eta": 1.0} if solver == "ddim" else solver)
+    x = step(scheduler, 0, start())
+    if solver == "ddim":
+        t = scheduler.timesteps[1]
+        with pytest.raises(ValueError, match="variance_noise has shape"):
+            scheduler.step(x, t, x, variance_noise=torch.zeros(5, 5))
+    with pytest.raises(ValueError, match="model_output has shape"):
+        scheduler.step(x[:, :1], scheduler.timesteps[1], x)
+    expected = laid_out({"name": "ddim", "eta": 1.0} if solver == "ddim" else solver)
+    y = step(expected, 1, step(expected, 0, start()))
+    assert torch.equal(step(scheduler, 1, x), y)
+
+
 @pytest.mark.parametrize("handed", ["view", "number"])
 @pytest.mark.parametrize("solver", ALL)
 def test_images_in_one_loop_are_what_they_are_alone(solver, handed):
@@ -178,9 +233,10 @@ def test_two_outputs_at_one_state_are_two_branches(solver):
     branches = [step(scheduler, 3, x, factor) for factor in (0.5, 2.0)]
     for factor, branch in zip((0.5, 2.0), branches, strict=True):
         assert torch.equal(branch, alone(factor)[3])
-    assert torch.equal(step(scheduler, 4, branches[1]), alone(2.0)[4])
-    # The history of the other was given up, so a run begins there.
-    assert torch.equal(step(scheduler, 4, branches[0]), begun(solver, 4, branches[0]))
+    for place in range(4, N):
+        for k, factor in enumerate((0.5, 2.0)):
+            branches[k] = step(scheduler, place, branches[k])
+            assert torch.equal(branches[k], alone(factor)[place])
 
 
 # --- against a run that begins there
