@@ -33,7 +33,7 @@ from .methods.dpm_solver import SOLVER_TYPES, stages
 from .methods.multistep import SPACES, first_order
 from .methods.pure_noise import DEEP
 from .plan import DATA, Node, Row
-from .prediction import check_prediction, to_data, to_target
+from .prediction import check_prediction, check_signal, to_data, to_target
 from .registry import check_choice
 from .run import Evaluation, drive
 from .schedules import NoiseSchedule
@@ -198,6 +198,7 @@ def adaptive(
 
     inner = node_at(schedule, schedule.time(math.log(min(DEEP, math.sqrt(atol) / 7))))
     if start.alpha < NEAR * start.sigma and start.lam < inner.lam:
+        check_signal(prediction, start, dtype)
         inner = inner if inner.t > end.t else end
         x0 = data((yield from evaluate(state, start)), state, start)
         if path is not None:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .plan import Coefficient, Node, Target
+from .plan import Coefficient, Node, Plan, Target
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
 
@@ -54,15 +55,39 @@ def to_data(prediction: str, node: Node) -> Linear:
     if prediction == "flow_prediction":
         return Linear(-sigma / (alpha + sigma), 1 / (alpha + sigma))
     if alpha == 0:
-        raise ValueError(
-            f"prediction={prediction!r} cannot be used at t={node.t:g}, where alpha = 0 (zero "
-            "terminal SNR): x holds no signal there. Use a network with 'v_prediction', "
-            "'flow_prediction' or 'sample', or start at a smaller t_start"
-        )
+        raise no_signal(prediction, node, "alpha = 0")
     if prediction == "epsilon":
         return Linear(-sigma / alpha, 1 / alpha)
     check_prediction(prediction)
     return Linear(sigma**2 / alpha, 1 / alpha)
+
+
+def check_signal(prediction: str, node: Node, dtype: torch.dtype) -> None:
+    """ValueError where x0 is asked for and states of ``dtype`` hold not one digit of it.
+
+    From epsilon or the score x0 is a difference divided by alpha / sigma, which may be no smaller
+    than the rounding of what is subtracted (float32 for half precision).
+    """
+    rounding = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    if prediction in ("epsilon", "score") and node.alpha < rounding * node.sigma:
+        raise no_signal(prediction, node, f"alpha / sigma = {node.alpha / node.sigma:.1g}")
+
+
+def check_signals(plan: Plan, prediction: str, dtype: torch.dtype) -> None:
+    """`check_signal` at every row of ``plan`` that asks for x0."""
+    for k in plan.evaluated:
+        target = plan.rows[k].target
+        if target is not None and (isinstance(target.data, Tensor) or target.data != 0):
+            check_signal(prediction, plan.rows[k].node, dtype)
+
+
+def no_signal(prediction: str, node: Node, where: str) -> ValueError:
+    """The error for a network that cannot be used so near to pure noise."""
+    return ValueError(
+        f"prediction={prediction!r} cannot be used at t={node.t:g}, where {where} (zero terminal "
+        "SNR): x holds no signal there. Use a network with 'v_prediction', 'flow_prediction' or "
+        "'sample', or start at a smaller t_start"
+    )
 
 
 def to_noise(prediction: str, node: Node) -> Linear:

@@ -19,7 +19,7 @@ from .edits import version
 from .executors import FusedRows, TensorRows
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
-from .prediction import check_prediction, to_data, to_target
+from .prediction import check_prediction, check_signals, to_data
 from .progress import progress_bar
 
 
@@ -73,7 +73,11 @@ def run(
 def executor_for(
     plan: Plan, x: Tensor, prediction: str, *, differentiable: bool = False
 ) -> Executor:
-    """What fills in the rows of ``plan`` from the start state x; see `proceed`."""
+    """What fills in the rows of ``plan`` from the start state x; see `proceed`.
+
+    Raises ValueError where the network's prediction tells nothing of what a row asks for.
+    """
+    check_signals(plan, prediction, x.dtype)
     fused = plan.numeric and not differentiable
     executor: Executor = (FusedRows if fused else TensorRows)(plan, prediction, x)
     executor.start(x)
@@ -163,7 +167,8 @@ def sample(
     """
     check_start(x_T, denoise)
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
-    _check_plan(plan, prediction)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
     source = noise_source(noise)
     check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
     wanted = x_T.requires_grad or plan.requires_grad
@@ -213,15 +218,6 @@ def drive(
         except StopIteration as stop:
             _raise_not_finite(finite)
             return stop.value
-
-
-def _check_plan(plan: Plan, prediction: str) -> None:
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
-    for k in plan.evaluated:
-        target = plan.rows[k].target
-        assert target is not None
-        to_target(prediction, plan.rows[k].node, target)  # raises where it does not exist
 
 
 def _check_finite(output: Tensor, t: float, pending: list[tuple[float, Tensor]]) -> None:

@@ -17,6 +17,8 @@ from logsnr.solvers import (
     VPCosine,
     make_plan,
     sample,
+    sample_adaptive,
+    sample_parallel,
 )
 from logsnr.solvers.grids import node_at
 from logsnr.solvers.methods.pure_noise import DEEP
@@ -121,3 +123,29 @@ def test_short_steps_keep_their_order_near_pure_noise(name, options: Options, or
         )
         errors.append(float((sample(denoise, x, plan) - exact).norm()))
     assert errors[0] / errors[1] > 2 ** (order - 0.5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score"])
+@pytest.mark.parametrize("solver", ["ddim", "unipc", "heun", "deis", "dpm-solver"])
+def test_networks_that_predict_noise_need_a_digit_of_signal(solver, prediction):
+    """x0 = (x - sigma eps) / alpha: below the rounding of x nothing is left of it."""
+    for dtype, distance in ((torch.float32, 1e-8), (torch.float16, 1e-9), (torch.float64, 1e-17)):
+        schedule = nearly_zero_terminal(distance)
+        plan = make_plan(solver, schedule, nfe=6)
+        denoise = exact_denoiser(GAUSSIAN, schedule, prediction)
+        for run in (sample, sample_parallel):
+            with pytest.raises(ValueError, match=f"prediction='{prediction}'.*v_prediction"):
+                run(denoise, normal(3, 4, dtype=dtype), plan)
+        with pytest.raises(ValueError, match=f"prediction='{prediction}'.*v_prediction"):
+            sample_adaptive(denoise, normal(3, 4, dtype=dtype), schedule)
+    schedule = nearly_zero_terminal(1e-6)
+    plan = make_plan(solver, schedule, nfe=6, t_end=0.0)
+    exact = sample(exact_denoiser(GAUSSIAN, schedule, "v_prediction"), normal(3, 4), plan)
+    result = sample(exact_denoiser(GAUSSIAN, schedule, prediction), normal(3, 4), plan)
+    torch.testing.assert_close(result, exact, rtol=0, atol=1e-8)
+
+
+def test_times_a_rounding_above_the_end_are_the_end():
+    schedule = FlowMatching()
+    plan = make_plan("heun", schedule, times=[1 + 2e-16, 0.5, 0.0])
+    assert plan.rows[0].node == (1.0, 0.0, 1.0)

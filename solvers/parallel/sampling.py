@@ -12,6 +12,7 @@ from ..batches import Evaluate, drive_batches, evaluator
 from ..denoiser import Denoiser, check_start
 from ..noise import check_noise, noise_source
 from ..plan import Plan
+from ..prediction import check_signals
 from ..progress import progress_bar
 from .cost import predict, warn_if_slower
 from .options import check_options
@@ -86,6 +87,7 @@ def sample_parallel(
     check_options(window, tolerance, update, acceleration, data_scale)
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
     system(plan, prediction)  # raises where the prediction gives no target
+    check_signals(plan, prediction, x_T.dtype)
     check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
     if len(x_T) == 0:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}: need at least one sample")
