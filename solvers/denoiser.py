@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditions import repeated
 from .edits import version
 from .grids import node_at
 from .guidance import ClassifierFree, unwrap
@@ -96,24 +97,17 @@ class Denoiser:
     def _repeated(self, groups: int, batch: int) -> Denoiser:
         """The same denoiser for ``groups`` batches one after the other."""
 
-        def repeat(condition: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                key: torch.cat([value] * groups)
-                if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-                else value
-                for key, value in condition.items()
-            }
-
         if groups == 1:
             return self
-        repeated = copy(self)
-        repeated.condition = repeat(self.condition)
+        result = copy(self)
+        result.condition = repeated(self.condition, groups, batch)
         if self.guidance is not None:
-            guidance = self.guidance
-            repeated.guidance = replace(
-                guidance, condition=repeat(guidance.condition), null=repeat(guidance.null)
-            )
-        return repeated
+            both = {
+                name: repeated(getattr(self.guidance, name), groups, batch)
+                for name in ("condition", "null")
+            }
+            result.guidance = replace(self.guidance, **both)
+        return result
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Data prediction x0 (B, *event) at the schedule's time t."""

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .conditions import joined
+
 Network = Callable[..., Any]
 
 
@@ -29,8 +31,10 @@ class ClassifierFree:
     Parameters
     ----------
     scale : 1 is the conditional network alone, 0 the unconditional one.
-    condition, null : keyword arguments of the two branches. Tensors whose first dimension is
-        the batch are concatenated; everything else must be equal in both and is passed on.
+    condition, null : keyword arguments of the two branches. Tensors whose first dimension is the
+        batch, or 1, are concatenated row by row, also inside of mappings, lists and tuples;
+        everything else is passed on if it is equal in both. Branches that differ in more (numbers,
+        strings, tensors of other shapes) take a network call each.
     rescale : in [0, 1], the share of the rescaled output (0: off).
     interval : (t_low, t_high) in the schedule's time; outside it the conditional network runs
         alone, at half the cost.
@@ -64,9 +68,13 @@ class ClassifierFree:
         inside = (times >= low) & (times <= high)
         if self.scale == 1 or not inside.any():
             return network(x, t, **self.condition)
-        both = {key: _pair(self.null[key], value) for key, value in self.condition.items()}
-        output = unwrap(network(torch.cat([x, x]), torch.cat([t, t]), **both))
-        null, cond = output.chunk(2)
+        together, both = joined(self.null, self.condition, len(x))
+        if together:
+            output = unwrap(network(torch.cat([x, x]), torch.cat([t, t]), **both))
+            null, cond = output.chunk(2)
+        else:
+            null = unwrap(network(x.clone(), t, **self.null))
+            cond = unwrap(network(x, t, **self.condition))
         guided = null + self.scale * (cond - null)
         if self.rescale != 0:
             axes = tuple(range(1, x.ndim))
@@ -76,12 +84,6 @@ class ClassifierFree:
             return guided
         rows = inside.to(x.device).reshape(-1, *[1] * (x.ndim - 1))  # a batch of several times
         return torch.where(rows, guided, cond)
-
-
-def _pair(null: Any, condition: Any) -> Any:
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return torch.cat([null, condition])
-    return condition
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,86 @@ def test_guidance_of_data_predictions_equals_guidance_of_velocities():
     np.testing.assert_allclose(denoise(X, 0.4).numpy(), null + 3.0 * (cond - null), rtol=1e-12)
 
 
+class Anything:
+    """A network whose output depends on all that it is given; it keeps the rows of its calls."""
+
+    def __init__(self):
+        self.rows: list[int] = []
+
+    def __call__(self, x, t, **condition):
+        self.rows.append(len(x))
+        return (x + t[:, None, None, None]) * (1 + self.level(condition, len(x)))
+
+    def level(self, value, rows: int):
+        if isinstance(value, dict):
+            return sum(self.level(entry, rows) for entry in value.values())
+        if isinstance(value, list | tuple):
+            return sum((i + 1) * self.level(entry, rows) for i, entry in enumerate(value))
+        if isinstance(value, str):
+            return len(value)
+        value = torch.as_tensor(value, dtype=torch.float64)
+        if value.ndim > 0 and len(value) == rows:
+            return value.reshape(rows, -1).sum(1)[:, None, None, None]
+        return value.sum()
+
+
+def embedding(rows: int, tokens: int = 5, seed: int = 0) -> torch.Tensor:
+    return normal(rows, tokens, 3, seed=seed)
+
+
+CONDITIONS = {
+    "a number": ({"y": 3}, {"y": 0}, 2),
+    "a number beside labels": ({"y": 3, "z": LABELS}, {"y": 0, "z": 0 * LABELS}, 2),
+    "a tensor without axes": ({"y": torch.tensor(3.0)}, {"y": torch.tensor(0.0)}, 2),
+    "a string": ({"y": "an owl"}, {"y": ""}, 2),
+    "an array": ({"y": np.array([1.0, 2.0])}, {"y": np.array([0.0, 0.5])}, 2),
+    "a number for a tensor": ({"y": LABELS[:, None]}, {"y": 0}, 2),
+    "one prompt for all": ({"y": embedding(1)}, {"y": embedding(1, seed=1)}, 1),
+    "one null prompt": ({"y": embedding(4)}, {"y": embedding(1, seed=1)}, 1),
+    "other numbers of tokens": ({"y": embedding(4)}, {"y": embedding(4, 7, seed=1)}, 2),
+    "unbatched": ({"y": embedding(7)}, {"y": embedding(7, seed=1)}, 2),
+    "unbatched, the same": ({"y": embedding(7), "z": LABELS[:, None]},) * 2 + (1,),
+    "nested": (
+        {"added": {"text": embedding(4), "ids": [embedding(1, 2), 1]}},
+        {"added": {"text": embedding(1, seed=1), "ids": [embedding(4, 2, seed=3), 1]}},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_both_branches_are_evaluated_whatever_their_conditions_are(kind):
+    condition, null, calls = CONDITIONS[kind]
+    network = Anything()
+
+    def alone(branch):
+        def rows(value):
+            if isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == 1:
+                return value.expand(4, *value.shape[1:])
+            if isinstance(value, dict):
+                return {key: rows(entry) for key, entry in value.items()}
+            return [rows(entry) for entry in value] if isinstance(value, list) else value
+
+        return Anything()(X, torch.full((4,), 0.4), **rows(branch))
+
+    guidance = ClassifierFree(3.0, condition, null)
+    denoise = Denoiser(network, SCHEDULE, "flow_prediction", guidance=guidance)
+    expected = alone(null) + 3.0 * (alone(condition) - alone(null))
+    torch.testing.assert_close(denoise.evaluate(X, 0.4), expected)
+    assert network.rows == ([8] if calls == 1 else [4, 4])
+
+
+@pytest.mark.parametrize("kind", ["one prompt for all", "one null prompt", "nested", "a number"])
+def test_conditions_hold_for_every_group_of_a_parallel_call(kind):
+    condition, null, _ = CONDITIONS[kind]
+    guidance = ClassifierFree(3.0, condition, null)
+    denoise = Denoiser(Anything(), SCHEDULE, "flow_prediction", guidance=guidance)
+    groups = torch.stack([X, 2 * X, -X])
+    outputs = denoise.evaluate_groups(groups, [0.3, 0.5, 0.8])
+    for x, t, output in zip(groups, (0.3, 0.5, 0.8), outputs, strict=True):
+        torch.testing.assert_close(output, denoise.evaluate(x, t))
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
