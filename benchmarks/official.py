@@ -112,9 +112,14 @@ FAMILIES: dict[str, Callable[[Case], Answer]] = {}
 
 
 def family(name: str) -> Callable[[Callable[[Case], Answer]], Callable[[Case], Answer]]:
-    """Register the decorated function Case -> Answer for the family ``name``."""
+    """Register the decorated function Case -> Answer for the family ``name``.
+
+    Raises ValueError for a family that has one.
+    """
 
     def register(answer: Callable[[Case], Answer]) -> Callable[[Case], Answer]:
+        if name in FAMILIES:
+            raise ValueError(f"family({name!r}): the family has a function already")
         FAMILIES[name] = answer
         return answer
 

@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .grids import check_range
+from .schedule_notes import same_schedule, schedule_note
 from .schedules import NoiseSchedule
 
 DEGENERATE = {"l": 1.0, "s": 0.0, "b": 0.0}
@@ -54,7 +55,8 @@ class EMS:
         without event axes one number a node holds for all.
     errors : standard errors of l, s and b under those keys, of the same shapes, if known.
     about : where they came from: JSON values (schedule, t_start, t_end, samples, seed, ...).
-        "schedule" is the schedule's ``repr``; `fits` compares it.
+        "schedule" is the schedule's ``repr``, "path" times and alpha at some lambda (see
+        `schedule_note`); `fits` compares them.
 
     Raises ValueError naming the argument that is not as described.
     """
@@ -103,7 +105,8 @@ class EMS:
     def describe(self) -> dict[str, Any]:
         """What a plan notes of them: ``about``, the grid and the shape, as JSON values."""
         ends = [round(lam, 6) for lam in self.lam[[0, -1]].tolist()]
-        return {**self.about, "nodes": len(self.lam), "lam": ends, "event": list(self.event)}
+        about = {key: value for key, value in self.about.items() if key != "path"}
+        return {**about, "nodes": len(self.lam), "lam": ends, "event": list(self.event)}
 
     # files
 
@@ -238,10 +241,9 @@ class EMS:
         An infinite lambda needs no statistics (see `dpm_solver_v3`); the shape fits if it
         broadcasts to ``event``.
         """
-        made_for = self.about.get("schedule", repr(schedule))
-        if made_for != repr(schedule):
-            raise ValueError(f"ems was made for {made_for}, not for {schedule!r}")
         first, last = self.lam[0].item(), self.lam[-1].item()
+        if not same_schedule(self.about, schedule_note(schedule, first, last)):
+            raise ValueError(f"ems was made for {self.about['schedule']}, not for {schedule!r}")
         slack = 1e-6 * (last - first) / self.intervals
         for lam in lams:
             if math.isfinite(lam) and not first - slack <= lam <= last + slack:
@@ -308,7 +310,7 @@ def _grid_of(
         raise ValueError(
             f"t_start={start!r}, t_end={end!r} have lambda {ends}: need finite values, give both"
         )
-    about = {"schedule": repr(schedule), "t_start": start, "t_end": end}
+    about = {**schedule_note(schedule, *ends), "t_start": start, "t_end": end}
     return torch.linspace(*ends, nodes, dtype=torch.float64), about
 
 

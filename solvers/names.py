@@ -98,7 +98,7 @@ def find_name(name: Any, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str,
 
     Raises ValueError with the choices for a name that means none.
     """
-    found = _known(name, offered) if isinstance(name, str) else None
+    found = meaning(name, offered) if isinstance(name, str) else None
     if found is not None:
         return found[0], dict(found[1])
     hint = None
@@ -106,12 +106,13 @@ def find_name(name: Any, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str,
         text = _spelled(name)
         hint = _of(ABSENT, text)
         head, _, tail = text.rpartition("-")
-        if tail in WRITTEN_BEHIND and _known(head, offered) is not None:
+        if tail in WRITTEN_BEHIND and meaning(head, offered) is not None:
             hint = f"the spacing has an option of its own: {name[: -len(tail) - 1]!r} with {tail!r}"
     raise unknown("solver", name, sorted(offered), others=ALIASES, hint=hint)
 
 
-def _known(name: str, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str, Options] | None:
+def meaning(name: str, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str, Options] | None:
+    """As `find_name`; None for a name that means none."""
     if name in offered:
         return name, {}
     own: dict[str, tuple[str, Options]] = {_spelled(key): (key, {}) for key in offered}
@@ -122,7 +123,7 @@ def _known(name: str, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str, Op
             return table[text]
     found = _of(own, text) or _of(present, text)
     if found is None and (numbered := re.fullmatch(r"(.*?)-?(\d\d?)", text)):
-        base = _known(numbered[1], offered)
+        base = meaning(numbered[1], offered)
         if base is not None and "order" in offered[base[0]] and "order" not in base[1]:
             found = base[0], {**base[1], "order": int(numbered[2])}
     return found

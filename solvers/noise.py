@@ -27,12 +27,13 @@ def noise_source(noise: NoiseSource | torch.Generator | Sequence | None) -> Nois
     * a sequence of tensors, used in order (one a noise term),
     * a function (term, like) -> z.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and when a tensor or the result of a function has another
+    shape: one noise for several samples is not drawn by broadcasting.
     """
     if noise is None or isinstance(noise, torch.Generator):
         return _from_generator(noise)
     if callable(noise):
-        return noise
+        return _checked(noise)
     if isinstance(noise, Sequence) and noise:
         if all(isinstance(entry, int) for entry in noise):
             return _from_seeds(noise)
@@ -56,6 +57,21 @@ def check_noise(noise: object, terms: int, x: Tensor) -> None:
         for z in noise[:terms]:
             if z.shape != x.shape:
                 raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(x.shape)}")
+
+
+def _checked(function: NoiseSource) -> NoiseSource:
+    def source(term: Noise, like: Tensor) -> Tensor:
+        return _fitting(function(term, like), like)
+
+    return source
+
+
+def _fitting(z: object, like: Tensor) -> Tensor:
+    if not isinstance(z, Tensor):
+        raise ValueError(f"noise returned {type(z).__name__}: need a tensor")
+    if z.shape != like.shape:
+        raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(like.shape)}")
+    return z.to(like)
 
 
 def _draw(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -85,8 +101,6 @@ def _from_tensors(tensors: Iterator[Tensor]) -> NoiseSource:
         z = next(tensors, None)
         if z is None:
             raise ValueError("noise has fewer tensors than the plan has noise terms")
-        if z.shape != like.shape:
-            raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(like.shape)}")
-        return z.to(like)
+        return _fitting(z, like)
 
     return source

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .grids import Grid, nodes_at, nodes_at_lams, nodes_at_sigmas
-from .names import also_named, find_name, nearest
+from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
 from .spacings import SCALE
@@ -62,14 +62,25 @@ def solver(
     finite_lambda: bool = False,
     when: str = "",
 ) -> Callable[[Build], Build]:
-    """Register the decorated function (grid, nfe, *, options) -> Plan; see `Solver`."""
+    """Register the decorated function (grid, nfe, *, options) -> Plan; see `Solver`.
+
+    Raises ValueError for a name that means another solver already. The same function may be
+    registered again, as when a cell of a notebook is run twice.
+    """
     cost = nfe_per_step if callable(nfe_per_step) else lambda options: nfe_per_step
 
     def register(build: Build) -> Build:
+        taken = meaning(name, {key: entry.defaults for key, entry in SOLVERS.items()})
+        if taken is not None and not _same_place(SOLVERS[taken[0]].build, build):
+            raise ValueError(f"solver({name!r}): the name means {taken[0]!r} already; take another")
         SOLVERS[name] = Solver(name, build, order, cost, title, paper, spaces, finite_lambda, when)
         return build
 
     return register
+
+
+def _same_place(one: Build, other: Build) -> bool:
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 @also_named({"solver_order": "order", "timestep_spacing": "spacing"})

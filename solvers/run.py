@@ -67,7 +67,7 @@ def run(
     """
     check_prediction(prediction)
     executor = executor_for(plan, x, prediction, differentiable=differentiable)
-    return proceed(executor, x.clone(), noise or noise_source(None))
+    return proceed(executor, x.clone(), noise_source(noise))
 
 
 def executor_for(

@@ -11,7 +11,15 @@ import torch
 from cases import SCHEDULES, normal
 from safetensors.torch import save_file
 
-from logsnr.solvers import EMS, VPCosine, VPLinear, make_plan
+from logsnr.solvers import (
+    EMS,
+    DiscreteVP,
+    FlowMatching,
+    VarianceExploding,
+    VPCosine,
+    VPLinear,
+    make_plan,
+)
 
 SCHEDULE = VPLinear()
 GRID = EMS.degenerate(SCHEDULE, intervals=12).lam
@@ -145,6 +153,51 @@ def test_make_plan_checks_schedule_and_range():
         make_plan("dpm-solver-v3", SCHEDULE, nfe=5, ems=ems)
     with pytest.raises(ValueError, match="ems=3: need an EMS, the path"):
         make_plan("dpm-solver-v3", SCHEDULE, nfe=5, ems=3)
+
+
+def table(peak: float) -> DiscreteVP:
+    """100 training steps between the same ends, which the peak bends."""
+    levels = torch.linspace(0.999, 0.01, 100, dtype=torch.float64)
+    return DiscreteVP(levels + peak * torch.sin(torch.linspace(0, math.pi, 100)).double())
+
+
+class Renamed(VPLinear):
+    """The same path under another name."""
+
+
+def test_schedules_are_told_apart_by_their_path_and_not_by_their_name(tmp_path):
+    same = [
+        (VPLinear(0.1, 20.0), VPLinear(0.1, 20)),
+        (VPLinear(0.1, 20.0), VPLinear(np.float64(0.1), 20.0)),
+        (VPLinear(0.1, 20.0), Renamed(0.1, 20.0)),
+        (VarianceExploding(0.002, 80.0), VarianceExploding(0.01, 50.0)),
+        (table(0.1), DiscreteVP(table(0.1).alphas_cumprod.float())),
+    ]
+    other = [
+        (table(0.1), table(0.11)),
+        (VPLinear(0.1, 20.0), VPLinear(0.1, 20.01)),
+        (VPLinear(0.1, 20.0), VPCosine()),
+        (VarianceExploding(0.002, 80.0), FlowMatching()),
+    ]
+    assert repr(table(0.1)) == repr(table(0.11))
+    for cases, refused in ((same, False), (other, True)):
+        for made_for, used_on in cases:
+            ends = {"t_start": made_for.time(-2.0), "t_end": made_for.time(2.0)}
+            EMS.degenerate(made_for, **ends).save(tmp_path)
+            ems = EMS.load(tmp_path)
+            if refused:
+                with pytest.raises(ValueError, match="ems was made for"):
+                    ems.fits(used_on)
+            else:
+                ems.fits(used_on, [-1.9, 1.9])
+
+
+def test_a_name_alone_is_compared_with_its_numbers():
+    ems = replace(statistics(), about={"schedule": "VPLinear(beta_min=0.10, beta_max=2e1)"})
+    ems.fits(SCHEDULE)
+    with pytest.raises(ValueError, match="ems was made for"):
+        ems.fits(VPLinear(0.1, 19.0))
+    replace(statistics(), about={}).fits(VPCosine())
 
 
 # shrinkage

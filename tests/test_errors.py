@@ -22,6 +22,8 @@ from logsnr.solvers import (
     make_plan,
     run,
     sample,
+    sample_parallel,
+    solver,
 )
 
 VP, FLOW = VPLinear(), FlowMatching()
@@ -180,6 +182,22 @@ def test_bad_runs_never_call_the_network(change, message):
     assert case["network"].calls == 0
 
 
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (lambda term, like: like[:1], r"noise has shape \(1, 4\): need \(2, 4\)"),
+        (lambda term, like: like[0], r"noise has shape \(4,\)"),
+        (lambda term, like: 0.5, "noise returned float"),
+    ],
+)
+def test_the_same_noise_for_every_sample_is_refused(noise, message):
+    """It would be broadcast, and every sample be the same."""
+    denoise = lambda x, t: 0 * x  # noqa: E731
+    for draw in (sample, sample_parallel):
+        with pytest.raises(ValueError, match=message):
+            draw(denoise, X, ANCESTRAL, noise=noise)
+
+
 def test_plain_functions_are_checked_too():
     with pytest.raises(ValueError, match="x_T is on device meta"):
         sample(lambda x, t: x, X.to("meta"), PLAN)
@@ -258,3 +276,26 @@ def test_zero_terminal_snr_is_named_for_every_schedule_that_has_it():
         plan = make_plan("ddim", schedule, nfe=4, spacing="time", t_start=1.0)
         with pytest.raises(ValueError, match="zero terminal SNR.*v_prediction"):
             sample(Denoiser(Counting(), schedule, "epsilon"), X, plan)
+
+
+@pytest.mark.parametrize("name", ["ddim", "DDIM", "unipc-3", "dpmpp_2m", "Euler"])
+def test_the_name_of_a_solver_is_not_taken_away(name):
+    before = dict(SOLVERS)
+    register = solver(name, order=lambda options: 1, title="another", paper="song2021ddim")
+    with pytest.raises(ValueError, match=f"solver\\('{name}'\\): the name means"):
+
+        @register
+        def ddim(grid, nfe=None):
+            """Another method."""
+
+    assert before == SOLVERS
+
+
+def test_a_solver_may_be_registered_again_by_the_same_function():
+    for order in (1, 2):
+
+        @solver("again", order=lambda options, order=order: order, title="", paper="song2021ddim")
+        def again(grid, nfe=None):
+            """Run as a cell of a notebook is run twice."""
+
+    assert SOLVERS.pop("again").order({}) == 2

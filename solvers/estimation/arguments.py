@@ -12,6 +12,7 @@ from ..grids import check_range, nodes_at
 from ..plan import Plan
 from ..prediction import check_prediction, to_noise
 from ..registry import check_choice, check_kind, make_plan
+from ..schedule_notes import schedule_note
 from ..schedules import NoiseSchedule
 from .data import Data, data_of, own_samples, signs_and_noise
 from .probes import Path, Probe
@@ -92,7 +93,7 @@ def prepare(
     if group is None:
         group = max(4, min(32, 2 ** int(math.log2(max(samples, 32) / 8))))
     settings = {
-        "schedule": repr(schedule),
+        **schedule_note(schedule, first, last),
         "t_start": start,
         "t_end": end,
         "intervals": nodes,
