@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logsnr.solvers.grids import as_numbers
+
 # Without churn these do nothing in diffusers either.
 OF_CHURN = ("s_tmin", "s_tmax", "s_noise")
 CHURN = "give it with the solver, as solver={'name': 'heun', 's_churn': ...}"
@@ -72,11 +74,10 @@ def listed(name: str, values: Sequence[float] | Tensor | None) -> list[float] | 
     """``values`` as numbers, None as None; ValueError for anything else."""
     if values is None:
         return None
-    try:
-        found = torch.as_tensor(values, dtype=torch.float64).tolist()
-        return [float(value) for value in found]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={values!r}: need a list of numbers") from error
+    found = as_numbers(name, values)
+    if found.ndim != 1:
+        raise ValueError(f"{name}={values!r}: need a list of numbers")
+    return found.tolist()
 
 
 def number(name: str, value: Any) -> float:

@@ -39,6 +39,7 @@ from logsnr.solvers import (
     VarianceExploding,
     sample,
 )
+from logsnr.solvers.grids import as_numbers
 from logsnr.solvers.noise import NoiseSource, noise_source
 from logsnr.solvers.registry import check_kind, find_solver
 
@@ -240,7 +241,7 @@ def schedule_of(name: str) -> NoiseSchedule:
 
 def nodes_of(sigmas: Tensor, schedule: str) -> tuple[Node, ...]:
     """The nodes at ``sigmas`` (n + 1,), which may repeat but not rise; ValueError otherwise."""
-    values = sigmas.detach().to("cpu", torch.float64)
+    values = as_numbers("sigmas", sigmas).cpu()
     top = 1.0 if schedule == "flow" else math.inf
     if (
         values.ndim != 1

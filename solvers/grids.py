@@ -144,13 +144,33 @@ def node_at(schedule: NoiseSchedule, t: float) -> Node:
     return Node(t, schedule.alpha(t), schedule.sigma(t))
 
 
-def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[Node]:
+def as_numbers(name: str, values: float | Sequence[float] | Tensor) -> Tensor:
+    """The argument ``name`` as float64, or ValueError.
+
+    Nodes are numbers, so that a gradient with respect to them would be lost in silence.
+    """
+    entries = values if isinstance(values, list | tuple) else [values]
+    wanted = any(isinstance(entry, Tensor) and entry.requires_grad for entry in entries)
+    if wanted and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} requires grad, but plans have no gradient with respect to their nodes: give "
+            f"{name}.detach(), or fit coefficients with Plan.with_coefficients"
+        )
+    try:
+        return torch.as_tensor(values, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={values!r}: need a number, or a list of numbers") from error
+
+
+def nodes_at(
+    schedule: NoiseSchedule, times: Sequence[float] | Tensor, name: str = "times"
+) -> list[Node]:
     """Nodes at ``times``, which must lie in [0, schedule.t_max] and fall strictly (ValueError)."""
-    t = torch.as_tensor(times, dtype=torch.float64)
+    t = as_numbers(name, times)
     if t.ndim != 1 or not ((t >= 0) & (t <= schedule.t_max * (1 + 1e-12))).all():
-        raise ValueError(f"times={_brief(t)}: need a list of times in [0, {schedule.t_max:g}]")
+        raise ValueError(f"{name}={_brief(t)}: need a list of times in [0, {schedule.t_max:g}]")
     if not (t.diff() < 0).all():
-        raise ValueError(f"times={_brief(t)}: need strictly falling times (noise to data)")
+        raise ValueError(f"{name}={_brief(t)}: need strictly falling times (noise to data)")
     t = t.clamp(max=schedule.t_max)  # 1 + 2e-16 is 1, where the schedule is defined
     columns = (t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist())
     return [Node(*entry) for entry in zip(*columns, strict=True)]
@@ -158,11 +178,11 @@ def nodes_at(schedule: NoiseSchedule, times: Sequence[float] | Tensor) -> list[N
 
 def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at the schedule's own noise scales sigma_t (for VP these lie in [0, 1])."""
-    values = torch.as_tensor(sigmas, dtype=torch.float64)
+    values = as_numbers("sigmas", sigmas)
     if values.ndim != 1 or not (values.diff() < 0).all():
         raise ValueError(f"sigmas={_brief(values)}: need a strictly falling list (noise to data)")
     if isinstance(schedule, VarianceExploding | FlowMatching):
-        return nodes_at(schedule, values)
+        return nodes_at(schedule, values, "sigmas")
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
             f"sigmas={_brief(values)}: need the schedule's sigma_t, in [0, 1]; for the ratio "
@@ -174,7 +194,7 @@ def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -
 
 def nodes_at_lams(schedule: NoiseSchedule, lams: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at given lambda, which must rise strictly; +inf is sigma = 0."""
-    values = torch.as_tensor(lams, dtype=torch.float64)
+    values = as_numbers("lams", lams)
     if values.ndim != 1 or not (values.diff() > 0).all():
         raise ValueError(f"lams={_brief(values)}: need a strictly rising list (noise to data)")
     times = schedule.time(values)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .grids import Grid, nodes_at, nodes_at_lams, nodes_at_sigmas
+from .grids import Grid, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
@@ -83,6 +83,14 @@ def _same_place(one: Build, other: Build) -> bool:
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
+PLACES: dict[str, Callable[[NoiseSchedule, Any], list[Node]]] = {
+    "times": nodes_at,
+    "sigmas": nodes_at_sigmas,
+    "lams": nodes_at_lams,
+}
+"""Explicit grids, by what is listed."""
+
+
 @also_named({"solver_order": "order", "timestep_spacing": "spacing"})
 def make_plan(
     solver: str,
@@ -127,6 +135,10 @@ def make_plan(
     explicit = {name: value for name, value in given.items() if value is not None}
     if len(explicit) > 1:
         raise ValueError(f"{' and '.join(explicit)} were given: choose one explicit grid")
+    numbers: dict[str, float | None] = {"t_start": t_start, "t_end": t_end, "location": location}
+    for argument, number in {**numbers, "rho": rho, "scale": scale, "shift": shift}.items():
+        if number is not None:
+            as_numbers(argument, number)
     if explicit:
         (name, values), *_ = explicit.items()
         ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end, "snap": snap or None}
@@ -135,8 +147,7 @@ def make_plan(
         for key, value in ruled.items():
             if value is not None:
                 raise ValueError(f"{key}={value!r} was given beside {name}, which is the grid")
-        place = {"times": nodes_at, "sigmas": nodes_at_sigmas, "lams": nodes_at_lams}[name]
-        nodes = tuple(place(schedule, values))
+        nodes = tuple(PLACES[name](schedule, values))
         if len(nodes) < 2:
             raise ValueError(f"{name} has {len(nodes)} entries: need at least 2")
         grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes)
