@@ -155,7 +155,7 @@ def sampler(solver: str, *, schedule: str = "ve", **options: Any) -> Sampler:
     model : ``model(x, sigma, **extra_args) -> denoised``.
     x : the start, x0 + sigmas[0] n, or (1 - sigmas[0]) x0 + sigmas[0] n for ``schedule="flow"``.
     sigmas : falling noise levels from that of x to that of the result, usually 0. A single one
-        leaves x as it is.
+        leaves x as it is; several zeros at the end are one.
     callback : called after each evaluation i = 0.. with a dictionary {"x", "i", "sigma",
         "sigma_hat", "denoised"}; sigma_hat is the level at which the model was called, and sigma
         that level before churn.
@@ -240,7 +240,10 @@ def schedule_of(name: str) -> NoiseSchedule:
 
 
 def nodes_of(sigmas: Tensor, schedule: str) -> tuple[Node, ...]:
-    """The nodes at ``sigmas`` (n + 1,), which may repeat but not rise; ValueError otherwise."""
+    """The nodes at ``sigmas`` (n + 1,), which may repeat but not rise; ValueError otherwise.
+
+    What follows the first zero is left out: nothing is there to be predicted.
+    """
     values = as_numbers("sigmas", sigmas).cpu()
     top = 1.0 if schedule == "flow" else math.inf
     if (
@@ -255,6 +258,7 @@ def nodes_of(sigmas: Tensor, schedule: str) -> tuple[Node, ...]:
             f"sigmas={values.tolist()}: need a list of finite numbers {bound}, from a positive one "
             "down (noise to data)"
         )
+    values = values[: int((values > 0).sum()) + 1]
     signal = (1 - values).tolist() if schedule == "flow" else [1.0] * len(values)
     return tuple(Node(s, a, s) for s, a in zip(values.tolist(), signal, strict=True))
 

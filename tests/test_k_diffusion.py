@@ -285,6 +285,27 @@ def test_extra_args_reach_the_model_and_weights_may_be_of_another_dtype():
     assert from_k_diffusion(model, scale=0.0)(normal(3, 4), 1.0).abs().max() == 0
 
 
+@pytest.mark.parametrize("schedule", ["ve", "flow"])
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_after_the_first_are_no_steps(name, schedule):
+    levels = karras(5) if schedule == "ve" else karras(5, high=1.0)
+    model, called = counted(gaussian), []
+    x = levels[0] * normal(3, 4)
+    expected = SAMPLERS[name](gaussian, x, levels, disable=True, schedule=schedule)
+    for zeros in (1, 2, 5):
+        model.sigmas.clear()
+        more = torch.cat([levels, torch.zeros(zeros)])
+        result = SAMPLERS[name](
+            model, x, more, disable=True, schedule=schedule, callback=called.append
+        )
+        assert torch.equal(result, expected)
+        assert len(model.sigmas) == 5
+    assert len(called) == 15
+    short = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    end = SAMPLERS[name](gaussian, x, short, disable=True, schedule=schedule)
+    torch.testing.assert_close(end, gaussian(x, torch.ones(3).double()))
+
+
 def test_one_sigma_is_no_step():
     x = start(20.0)
     assert k_diffusion.sample_unipc(mixture, x, karras(1, zero=False)) is x
