@@ -19,7 +19,6 @@ A saved pipeline stores this module's dotted name; it must not be renamed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +29,30 @@ from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Node, Plan
 from logsnr.solvers.names import also_named
-from logsnr.solvers.run import version
 
-from .arguments import check_eta, check_others, count, listed, number, tensor, without_variance
+from .arguments import check_eta, check_others, count, listed, number, without_variance
 from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
-from .course import Course, called, lay_out, training_course
+from .course import lay_out
 from .description import Description, described
-from .drive import Drive
-from .ems_file import check_shape, read_beside, write_beside
+from .ems_file import read_beside, write_beside
 from .foreign import in_force, is_own, model_in_force, of_the_model, with_habits
 from .keys import check_known, defaults, said_only, unsaid
 from .layout import node_told
 from .noise_levels import noisy
 from .noise_schedules import noise_schedule
-from .rewritten import rewritten
-from .runs import Runs
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .spacing import one_grid
 from .step_output import DataPrediction, StepOutput
+from .stepping import Stepping
 from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
 from .timetable import Timetable
 from .training import training_table
 
-MULTISTEP = ("unipc", "dpm-solver++", "dpm-solver", "dpm-solver-v3", "deis")
-LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart
 
-
-class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
+class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
 
     Parameters
@@ -91,13 +84,6 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     order = 1
 
     _described: Description | None = None
-    _course: Course | None = None
-    _table: Timetable | None = None
-    _begin_index: int | None = None
-    _index: int | None = None  # what the caller has set _step_index to
-    _wanted: int | None = None  # where the caller said that the next step is
-    _asked: dict[str, Any] | None = None  # what the timesteps were laid out by
-    _first = 0  # where in the table the first of timesteps is
 
     @also_named(OTHER_NAMES)
     @register_to_config
@@ -160,9 +146,9 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         said = set(self.config) - set(self.config.get("_use_default_values", ()))
         check_implied(self.config, said)
         self.register_to_config(**checked(self.config))
+        super().__init__()
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
-        self._runs = Runs()
         self.timesteps, self.sigmas = training_table(self.config, noise_schedule(self.config))
 
     @classmethod
@@ -276,13 +262,6 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         self._follow(course, table)
         self._begin_index = None
 
-    def _follow(self, course: Course, table: Timetable) -> None:
-        self._course, self._table, self._runs = course, table, Runs()
-        self.timesteps, self.sigmas = table.timesteps, table.sigmas
-        self.num_inference_steps = course.nfe
-        self._index = self._wanted = None
-        self._first = 0
-
     @torch.compiler.disable  # a run is a generator; compiled, it would be traced at every step
     def step(
         self,
@@ -390,190 +369,14 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
         """``add_noise`` under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say at which of ``timesteps`` the next run begins; ValueError if there is none."""
-        n = self.num_inference_steps
-        if begin_index < 0 or (n is not None and begin_index >= n):
-            raise ValueError(
-                f"begin_index={begin_index}: the run has {n} evaluations, and at least one must "
-                "remain; with a strength, num_inference_steps * strength must be at least 1"
-            )
-        self._begin_index = begin_index
-        self._runs, self._index, self._wanted = Runs(), None, self._first + begin_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """What ``set_begin_index`` was given since the last ``set_timesteps``."""
-        return self._begin_index
-
-    @property
-    def step_index(self) -> int | None:
-        """The index of the next step in ``timesteps``, None before the first."""
-        return self._step_index
-
-    @property
-    def _step_index(self) -> int | None:
-        place = self._runs.place
-        return self._index if self._index is not None or place is None else place - self._first
-
-    @_step_index.setter
-    def _step_index(self, index: int | None) -> None:
-        # Pipelines set it to None to begin again, and count it down to repeat a step.
-        if index is None:
-            self._runs = Runs()
-        self._index = index
-        self._wanted = None if index is None else self._first + index
-
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy made in the middle of a run goes on by itself, where it is. A run that records
-        # gradients cannot be copied: there it starts afresh from where it is.
-        state = {**self.__dict__}
-        if self._table is not None:
-            # The times of a copy are its own: a run may change those that are to come.
-            state["_table"] = table = deepcopy(self._table)
-            for name in ("timesteps", "sigmas"):
-                if state[name] is getattr(self._table, name):
-                    state[name] = getattr(table, name)
-            state["_runs"] = deepcopy(self._runs)
-        return state
-
-    def _place(self, timestep: Any, sample: Tensor) -> int:
-        """Where in the run ``timestep`` is."""
-        if self._table is None:
-            self._go_through_training(timestep)
-        self._hear()
-        table, wanted = self._table, self._wanted
-        assert table is not None
-        place = table.place_of_view(timestep)
-        if place is None:
-            expected = self._runs.place_of(sample) if wanted is None else wanted
-            place = table.place_of_value(timestep, expected)
-        if wanted is None or place == wanted:
-            return place
-        raise ValueError(
-            f"timestep={table.told[place]:g} is entry {place - self._first} of timesteps, but "
-            f"the step to come was set to {wanted - self._first}"
-        )
-
-    def _hear(self) -> None:
-        """Follow what was written on the scheduler since ``set_timesteps``, or refuse it.
-
-        A run that is under way ends, and a new one goes on where it was.
-        """
-        course, table = self._course, self._table
-        if course is None or table is None:
-            return
-        if (
-            table.untouched(self.timesteps, self.sigmas)
-            and self.config.edition is course.description.edition
-            and (self._kept is None or version(self._kept[0]) == self._kept[1])
-            and self.num_inference_steps == course.nfe
-        ):
-            return
-        if course.description is not self._description:
-            if self._asked is None:
-                raise ValueError(
-                    "the config was changed after timesteps: call set_timesteps with both"
-                )
-            again = lay_out(self.config, self._description, **self._asked)
-            told = again.told(again.nodes)
-            if not torch.equal(told, course.told(course.nodes)):
-                raise ValueError(
-                    "the config was changed after set_timesteps, and now gives other timesteps: "
-                    "call set_timesteps again"
-                )
-            levels = again.levels([*again.nodes, again.end])
-            table.rewrite(0, again.nodes, told, levels)
-            self._course = course = again
-            self._runs.end()
-        if not table.untouched(self.timesteps, self.sigmas):
-            self._hear_times(course, table)
-        n, laid_out = self.num_inference_steps, (self._course or course).nfe
-        if n != laid_out and n != len(self.timesteps):
-            raise ValueError(
-                f"num_inference_steps={n} was set, but {laid_out} are laid out: call set_timesteps"
-            )
-
-    def _hear_times(self, course: Course, table: Timetable) -> None:
-        timesteps, sigmas = tensor("timesteps", self.timesteps), tensor("sigmas", self.sigmas)
-        first = table.slice_at(timesteps, sigmas)
-        if first is not None:
-            table.show_slices(timesteps, sigmas)
-        elif (after := rewritten(course, table, timesteps, sigmas)) is None:
-            table.show(timesteps, sigmas)
-        else:
-            levels = after.levels([*after.nodes, after.end])
-            if len(sigmas) == len(levels):
-                sigmas.copy_(levels)
-            else:
-                sigmas = levels.to(sigmas)
-            self._table = Timetable(timesteps.cpu(), levels, after.nodes)
-            self._table.show(timesteps, sigmas)
-            self._course, self.num_inference_steps = after, after.nfe
-            self._asked = None
-            self._runs.end()
-        self.timesteps, self.sigmas, self._first = timesteps, sigmas, first or 0
-
-    def _go_through_training(self, timestep: Any) -> None:
-        """The course over the timesteps of training, for a ``step`` without ``set_timesteps``."""
-        solver = self._description.solver
-        if solver in MULTISTEP and not isinstance(timestep, Tensor):
-            raise ValueError(
-                f"step was called before set_timesteps, with timestep={timestep!r}: solver="
-                f"{solver!r} needs to know its steps, or an entry of timesteps"
-            )
-        course = training_course(self.config, self._describe(), self.timesteps.tolist())
-        told, levels = self.timesteps.cpu(), course.levels([*course.nodes, course.end])
-        table = Timetable(told, levels, course.nodes)
-        table.show(self.timesteps, self.sigmas)
-        self._course, self._table = course, table
-
-    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
-        """A new run from ``place`` to the end."""
-        if not sample.is_floating_point():
-            raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
-        if output.device != sample.device:
-            raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
-        assert self._course is not None and self._table is not None
-        description = self._course.description
-        if description.ems is not None:
-            check_shape(description.ems, tuple(sample.shape[1:]))
-        self._check_level(place, sample)
-        plan = self._course.plan(place, self._table.nodes, eta)
-        self._tell(place, called(plan))
-        run = Drive(
-            plan,
-            description.prediction,
-            sample,
-            sign=description.sign,
-            threshold=description.threshold,
-            differentiable=torch.is_grad_enabled()
-            and (sample.requires_grad or output.requires_grad),
-            place=place,
-            eta=eta,
-        )
-        self._runs.begin(run)
-        return run
 
     def _check_others(self, others: Mapping[str, Any], place: int) -> None:
         assert self._table is not None
         told = self._table.told
         following = told[place + 1] if place + 1 < len(told) else None
         check_others(others, following, self._description.method["solver_order"])
-
-    def _check_level(self, place: int, sample: Tensor) -> None:
-        """ValueError for a state that is known to be noisier than at ``place``."""
-        assert self._table is not None
-        told, run = self._table.told, self._runs.giver(sample)
-        if run is not None and run.node.lam < self._table.nodes[place].lam - LEVEL_ROUNDING:
-            raise ValueError(
-                f"timestep={told[place]:g}, but sample is a state of more noise, for evaluation "
-                f"{run.place} of the run: a step goes to the next of timesteps; to make larger "
-                "ones, lay them out with set_timesteps"
-            )
 
     @property
     def _internal_dict(self) -> Config:
@@ -598,24 +401,6 @@ class PlanScheduler(StockAttributes, SchedulerMixin, ConfigMixin):
     def _describe(self) -> Description:
         self._described = described(self.config, self.num_inference_steps)
         return self._described
-
-    @property
-    def _nodes(self) -> Sequence[Node]:
-        return () if self._table is None else self._table.nodes
-
-    def _tell(self, begin: int, nodes: Sequence[Node]) -> None:
-        """Have the evaluations from ``begin`` on at ``nodes``, of which the first was just made.
-
-        Pipelines iterate over views of ``timesteps``, so that values written in place are seen.
-        """
-        assert self._course is not None and self._table is not None
-        if list(nodes) != self._table.nodes[begin:]:
-            if nodes[0] != self._table.nodes[begin]:
-                raise ValueError(
-                    "sample belongs to a run whose timesteps another run has changed since: let "
-                    "each of them have a copy of the scheduler"
-                )
-            self._table.rewrite(begin, nodes, self._course.told(nodes), self._course.levels(nodes))
 
     def _nodes_of(self, timesteps: Tensor) -> list[Node]:
         """The nodes at which the network is told ``timesteps``: of the run, or else of training."""
