@@ -108,14 +108,18 @@ def _spread(
     schedule: NoiseSchedule, solver: str, nodes: Nodes, nfe: int, options: Mapping[str, Any]
 ) -> tuple[int, Plan]:
     first_error: ValueError | None = None
-    most = len(nodes) - 1
-    for steps in range(min(most, nfe), 0, -1):
-        chosen = tuple(nodes[j * most // steps] for j in range(steps + 1))
-        grid = Grid(schedule, chosen[0].t, chosen[-1].t, explicit=chosen)
-        try:
-            return steps, plan_on_grid(solver, grid, nfe, **options)
-        except ValueError as error:
-            first_error = first_error or error
+    # Steps near pure noise may be of one evaluation, so that no number of them fits: then those
+    # that begin there are joined.
+    for joined in range(len(nodes) - 1):
+        offered = (nodes[0], *nodes[1 + joined :])
+        most = len(offered) - 1
+        for steps in range(min(most, nfe), 0, -1):
+            chosen = tuple(offered[j * most // steps] for j in range(steps + 1))
+            grid = Grid(schedule, chosen[0].t, chosen[-1].t, explicit=chosen)
+            try:
+                return steps, plan_on_grid(solver, grid, nfe, **options)
+            except ValueError as error:
+                first_error = first_error or error
     assert first_error is not None
     raise first_error
 

@@ -37,6 +37,7 @@ def adams(
     space: str = "data",
     corrector: bool = False,
     lower_order_final: bool = True,
+    keep_first: bool = True,
 ) -> Plan:
     """Exponential Adams-Bashforth of order 1 to 9; see the module's text for the update rule.
 
@@ -45,6 +46,8 @@ def adams(
     space : "data" or "noise".
     corrector : correct every step but the last with Adams-Moulton, which adds one order.
     lower_order_final : lower the order towards the last steps.
+    keep_first : keep what the network said of pure noise (alpha = 0: flow models, zero terminal
+        SNR) for the later steps, see `multistep`; False drops it after the first, as published.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
     """
@@ -56,6 +59,7 @@ def adams(
         order=order,
         space=space,
         lower_order_final=lower_order_final,
+        keep_first=keep_first,
         corrector=(lambda past, end: moulton(space, past, end)) if corrector else None,
     )
     return Plan(tuple(rows))

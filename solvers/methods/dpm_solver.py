@@ -49,6 +49,7 @@ def _build(
     weights: str,
     corrector: bool,
     lower_order_final: bool,
+    keep_first: bool = False,
 ) -> Plan:
     check_order(order, (1, 2, 3))
     check_choice("steps", steps, STEPS)
@@ -65,6 +66,7 @@ def _build(
             order=order,
             space=space,
             lower_order_final=lower_order_final,
+            keep_first=keep_first,
             corrector=unic(space) if corrector else None,
         )
     else:
@@ -98,6 +100,7 @@ def dpm_solver_pp(
     weights: str = "published",
     corrector: bool = False,
     lower_order_final: bool = True,
+    keep_first: bool = True,
 ) -> Plan:
     """DPM-Solver++ of order 1, 2 or 3; see the module's text for the update rule.
 
@@ -110,11 +113,22 @@ def dpm_solver_pp(
     weights : of the third-order multistep method: "published" (order 2) or "taylor" (order 3).
     corrector : correct every step but the last with UniC, which adds one order (multistep).
     lower_order_final : lower the order towards the last steps (multistep).
+    keep_first : keep what the network said of pure noise (alpha = 0: flow models, zero terminal
+        SNR) for the later steps (multistep), see `multistep`; False drops it, as published.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
     """
     return _build(
-        grid, nfe, "data", order, steps, solver_type, weights, corrector, lower_order_final
+        grid,
+        nfe,
+        "data",
+        order,
+        steps,
+        solver_type,
+        weights,
+        corrector,
+        lower_order_final,
+        keep_first,
     )
 
 

@@ -11,6 +11,7 @@ step needs anyway and which therefore costs nothing (Zhao et al. 2023, algorithm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ Corrector = Callable[[Sequence[Node], Node], Weights | Step | None]
 leave out the oldest nodes; None leaves the predicted state as it is."""
 
 SPACES = {"data": DATA, "noise": NOISE}
+BEFORE = 1.0
+"""In lambda; from 1 to 4 the results differ little."""
 
 
 def exponential(space: str, start: Node, end: Node) -> tuple[float, float, float]:
@@ -77,27 +80,38 @@ def multistep(
     lower_order_final: bool = True,
     corrector: Corrector | None = None,
     through_zero: bool = False,
+    keep_first: bool = False,
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
     ``space`` is "data", "noise", or a function to the target, of data predictions, at a node with
-    alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. Evaluations
-    at pure noise (see `pure_noise`) never enter a history; the step to sigma = 0 is of order 1,
-    which is exact there, unless ``through_zero`` says that the predictor is finite there; a step
-    between equal nodes leaves the state alone.
+    alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. The step to
+    sigma = 0 is of order 1, which is exact there, unless ``through_zero`` says that the predictor
+    is finite there; a step between equal nodes leaves the state alone.
+
+    An evaluation at pure noise (see `pure_noise`) has no lambda. As published, it is used for the
+    first step alone. With ``keep_first``, in data space, it stays: at the mean of both evaluations
+    the first step is corrected, in the limit h -> inf of UniC-1, and the later ones look back on
+    it as if it were `BEFORE` below the next in lambda, which is where the data prediction of pure
+    noise, the mean of the data, is left.
     """
     kind = space if isinstance(space, str) else "data"
+    keep_first = keep_first and space == "data"
+    seen_at: dict[int, Node] = {}  # where an evaluation counts as made, if not at its own node
     pure = [is_pure_noise(kind, node) for node in nodes]
     rows = [Row(nodes[0], target=_target(space, nodes[0], pure[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
-    base = newest = 0
+    base = newest = last_pure = 0
     for i, end in enumerate(nodes[1:], start=1):
         start = rows[newest].node
         if not pure[i - 1]:
+            if keep_first and not history and newest > 0:
+                history, seen_at = [last_pure], {last_pure: _before(start)}
             repeated = bool(history) and rows[history[0]].node.lam == start.lam
             history = [newest, *history[1 if repeated else 0 :]]
+        last_pure = newest
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
-        at = [rows[j].node for j in past]
+        at = [seen_at.get(j, rows[j].node) for j in past]
         first = only_first_order(kind, start, end) or end.lam == start.lam
         first = first or (end.sigma == 0 and not through_zero)
         if first:
@@ -110,15 +124,25 @@ def multistep(
             break
         rows.append(_row(end, (base, newest), used, step, _target(space, end, pure[i])))
         newest = len(rows) - 1
-        corrected = None if corrector is None or first else corrector(at, end)
+        corrected: Weights | Step | None = None
+        if corrector is not None and not first:
+            corrected = corrector(at, end)
+        elif corrector is not None and keep_first and pure[i - 1] and not pure[i]:
+            corrected = a, [b / 2, b / 2]
         if corrected is None:
             base = newest
         else:
             step = Step(*corrected)
-            used = [*past[: len(step.b) - 1], newest]
+            used = [*used[: len(step.b) - 1], newest]
             rows.append(_row(end, (base, newest), used, step))
             base = newest + 1
     return rows
+
+
+def _before(node: Node) -> Node:
+    """The node `BEFORE` below ``node`` in lambda, of which nothing but lambda is asked."""
+    ratio = math.exp(node.lam - BEFORE)
+    return Node(node.t, ratio / (1 + ratio), 1 / (1 + ratio))
 
 
 def _row(

@@ -63,6 +63,7 @@ def unipc(
     corrector: bool = True,
     weights: str = "taylor",
     lower_order_final: bool = True,
+    keep_first: bool = True,
 ) -> Plan:
     """UniPC of any order >= 1; see the module's text for the update rule.
 
@@ -73,6 +74,8 @@ def unipc(
     corrector : False leaves UniP alone. The last step is never corrected.
     weights : of the corrector of "vary_coeff": "taylor" (order p + 1) or "published" (order 1).
     lower_order_final : lower the order towards the last steps.
+    keep_first : keep what the network said of pure noise (alpha = 0: flow models, zero terminal
+        SNR) for the later steps, see `multistep`; False drops it after the first, as published.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
     """
@@ -86,6 +89,7 @@ def unipc(
         order=order,
         space=space,
         lower_order_final=lower_order_final,
+        keep_first=keep_first,
         corrector=unic(space, variant, weights) if corrector else None,
     )
     return Plan(tuple(rows))
