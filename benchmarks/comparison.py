@@ -46,6 +46,7 @@ from logsnr.solvers import (
     make_plan,
     sample,
 )
+from logsnr.solvers.names import nearest
 
 DIGITS = 10
 KEPT = 10  # pictures of each run that are kept: one of each digit
@@ -90,7 +91,11 @@ class Settings:
             raise ValueError(f"nfe={list(self.nfe)}: need numbers in 1..1000")
         unknown = [name for name in self.solvers if name not in METHODS]
         if unknown or not self.solvers:
-            raise ValueError(f"solvers={', '.join(unknown)!r}: choose some of {', '.join(METHODS)}")
+            near = nearest(unknown[0], METHODS) if unknown else None
+            raise ValueError(
+                f"solvers={', '.join(unknown)!r}: choose some of {', '.join(METHODS)}"
+                + ("" if near is None else f"; did you mean {near!r}?")
+            )
         for name in ("nfe", "solvers"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
@@ -100,7 +105,7 @@ class Settings:
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance={self.guidance}: need a finite number")
         for name, nfe in self.runs:
-            if not METHODS[name].stock:
+            if not METHODS[name].scheduler:
                 plan_of(name, nfe)
 
     @property
@@ -287,7 +292,7 @@ def measure(
 def _runner(name: str, nfe: int, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
     """(x_T, labels) -> samples."""
     method = METHODS[name]
-    if not method.stock:
+    if not method.scheduler:
         plan = plan_of(name, nfe)
         return lambda x_T, labels: sample(problem.denoiser(labels), x_T, plan)
     scheduler = stock_scheduler(method.solver, load_scheduler_config(), **method.options)

@@ -28,30 +28,35 @@ import diffusers
 import torch
 from torch import Tensor
 
+from logsnr.adapters import PlanScheduler
+from logsnr.benchmarks.methods import OURS
+
 END: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"set_alpha_to_one": False},
     "DPMSolverMultistepScheduler": {"final_sigmas_type": "sigma_min"},
     "UniPCMultistepScheduler": {"final_sigmas_type": "sigma_min"},
+    OURS: {"final_sigmas_type": "sigma_min"},
 }
-"""The schedulers that are compared, and the option that ends each at training step 0."""
+"""The schedulers that are compared, ours last, and what ends each at training step 0."""
 
 
 def stock_scheduler(name: str, config: Mapping[str, Any], **options: Any) -> Any:
-    """The diffusers scheduler called ``name`` (a key of ``END``) with a model's own config.
+    """The scheduler called ``name`` (a key of ``END``) with a model's own config.
 
     options : of the scheduler's constructor, instead of what the config says.
     Raises ValueError for another name.
     """
     if name not in END:
         raise ValueError(f"name={name!r}: choose one of {', '.join(END)}")
-    return getattr(diffusers, name).from_config(dict(config), **END[name], **options)
+    kind = PlanScheduler if name == OURS else getattr(diffusers, name)
+    return kind.from_config(dict(config), **END[name], **options)
 
 
 @torch.no_grad()
 def sample_stock(
     network: Callable[[Tensor, float], Tensor], x_T: Tensor, scheduler: Any, nfe: int
 ) -> Tensor:
-    """Run a diffusers scheduler from x_T (B, *event); the result has the shape and dtype of x_T.
+    """Run a scheduler from x_T (B, *event); the result has the shape and dtype of x_T.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 from logsnr.benchmarks import comparison, metrics, results
 from logsnr.benchmarks.__main__ import COMMANDS, app
 from logsnr.benchmarks.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
+from logsnr.benchmarks.demo_pictures import error_plot, few, picture_grid
 from logsnr.benchmarks.embedded import load_scheduler_config
+from logsnr.benchmarks.methods import HIGHLIGHTS, SHOWN
 from logsnr.benchmarks.report import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
 from logsnr.benchmarks.stock import sample_stock, stock_scheduler
 from logsnr.solvers import make_plan, reference_solution, sample
@@ -222,6 +225,35 @@ def test_a_diverged_run_is_recorded_and_reported(tmp_path, monkeypatch, cheap_re
     page = write_report(tmp_path, settings, records)
     assert page.read_text().count("diverged") == markdown(settings, records).count("diverged") == 5
     assert list(compare(settings, tmp_path)) == records
+
+
+# The pictures
+
+
+def test_few_methods_are_shown_and_all_that_were_asked_for_if_they_are_few():
+    assert few(("ddim", "heun"), 3, HIGHLIGHTS) == ["ddim", "heun"]
+    assert few(tuple(METHODS), len(HIGHLIGHTS), HIGHLIGHTS) == list(HIGHLIGHTS)
+    assert few(tuple(METHODS), len(SHOWN), SHOWN) == list(SHOWN)
+    assert few(("ddim", "heun", "unipc-3", "dpm++2m"), 3, HIGHLIGHTS)[0] == "unipc-3"
+    assert len(HIGHLIGHTS) == 6 and {*HIGHLIGHTS, *SHOWN} <= set(METHODS)
+
+
+def test_the_plot_has_six_lines_and_the_pictures_a_map_of_errors_for_each_cell(everything):
+    folder, settings, records = everything
+    assert len(error_plot(settings, records).axes[0].lines) == 6
+    figure = picture_grid(folder, settings, records)
+    at = {(r["solver"], r["nfe"]): r for r in records}
+    truth = comparison.kept_samples(folder, records[0])
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert len(shown) == 2 * (1 + 2 * len(SHOWN))
+    for i, name in enumerate(SHOWN):
+        for j, nfe in enumerate(settings.nfe[:2]):
+            samples = comparison.kept_samples(folder, at[name, nfe])
+            picture, error = shown[2 + 4 * i + 2 * j : 4 + 4 * i + 2 * j]
+            strip = torch.cat(list(samples[:, 0]), dim=1)
+            np.testing.assert_array_equal(picture, strip)
+            exact = torch.cat(list(truth[: len(samples), 0]), dim=1)
+            np.testing.assert_allclose(error, (strip - exact).abs())
 
 
 # The command line
