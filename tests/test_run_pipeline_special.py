@@ -119,6 +119,7 @@ def test_parallel_runs_what_plan_scheduler_runs(name, solver):
 
 @pytest.mark.parametrize("grid", [
     {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
+    {"keep_sampling": True},
     {"timestep_spacing": "trailing"},
     {"timestep_spacing": "logsnr"},
 ], ids=str)  # fmt: skip
