@@ -12,14 +12,14 @@ from logsnr.solvers import DiscreteVP, FlowMatching
 from logsnr.solvers.run import version
 
 from .description import Description, described
-from .layout import node_told
+from .noise_levels import noisy, training_levels
 from .noise_schedules import betas_of
 from .sigma_models import is_edm
 
 if TYPE_CHECKING:
     from .config import Config
 
-_FLOAT, _DOUBLE = torch.float32, torch.float64
+_DOUBLE = torch.float64
 
 
 class StockAttributes:
@@ -145,19 +145,15 @@ class StockAttributes:
         Of flow models their own target, noise - x0. ValueError for an EDM network, whose target is
         made by its preconditioning.
         """
-        schedule, precise = self._description.schedule, torch.promote_types(sample.dtype, _FLOAT)
+        schedule = self._description.schedule
         if is_edm(self.config):
             raise ValueError("get_velocity: a model with sigma_data is trained on another target")
         if isinstance(schedule, FlowMatching):
             return noise - sample
-        told = torch.as_tensor(timesteps, dtype=_DOUBLE).reshape(-1).tolist()
-        t = torch.tensor([node_told(self.config, schedule, each).t for each in told], dtype=_DOUBLE)
-        shape = (-1, *[1] * (sample.ndim - 1))
-        alpha, sigma = (
-            level.to(sample.device, precise).reshape(shape)
-            for level in (schedule.alpha(t), schedule.sigma(t))
-        )
-        return (alpha * noise - sigma * sample).to(sample.dtype)
+        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
+        told = torch.as_tensor(timesteps, dtype=known)
+        levels = training_levels(self.config, schedule, told, 1.0, sample)
+        return noisy(noise, -sample, levels)
 
     def _hear_tables(self) -> None:
         """Follow what was written into ``alphas_cumprod``."""

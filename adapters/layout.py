@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Layout:
     inverted: bool = False
     listed: str | None = None
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether the network is told whole numbers only."""
         return all(told == round(told) for told in self.timesteps)
@@ -50,7 +51,9 @@ class Layout:
     def told(self, nodes: Sequence[Node], schedule: NoiseSchedule, steps: int) -> list[float]:
         """What the network is told at ``nodes``, which may lie between those of the layout."""
         known = dict(zip(self.nodes, self.timesteps, strict=False))
-        return [known.get(node, self._told(node, schedule, steps)) for node in nodes]
+        return [
+            known[node] if node in known else self._told(node, schedule, steps) for node in nodes
+        ]
 
     def _told(self, node: Node, schedule: NoiseSchedule, steps: int) -> float:
         if isinstance(schedule, DiscreteVP):

@@ -27,20 +27,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from logsnr.solvers import EMS, FlowMatching, Node, Plan
+from logsnr.solvers import EMS, FlowMatching, Plan
 from logsnr.solvers.names import also_named
 
-from .arguments import check_eta, check_others, count, listed, number, without_variance
+from .arguments import check_eta, check_others, listed, number, without_variance
 from .attributes import StockAttributes
 from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
-from .course import lay_out
 from .description import Description, described
 from .ems_file import read_beside, write_beside
 from .foreign import in_force, is_own, model_in_force, of_the_model, with_habits
 from .keys import check_known, defaults, said_only, unsaid
-from .layout import node_told
-from .noise_levels import noisy
+from .laid_out import laid_out
+from .noise_levels import levels_of, noisy, training_levels
 from .noise_schedules import noise_schedule
 from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .spacing import one_grid
@@ -245,18 +244,12 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
             "sigmas": listed("sigmas", sigmas),
             "mu": None if mu is None else number("mu", mu),
         }
-        self._described = described(
-            self.config, count(asked["n"], asked["timesteps"], asked["sigmas"])
-        )
-        course = lay_out(self.config, self._described, **asked)
+        found = laid_out(self.config, asked)
+        course, self._described = found.course, found.course.description
         # As in diffusers, only flow models have their noise levels where the network is.
-        flow = isinstance(course.schedule, FlowMatching)
+        levels_device = device if isinstance(course.schedule, FlowMatching) else None
         table = Timetable(
-            course.told(course.nodes),
-            course.levels([*course.nodes, course.end]),
-            course.nodes,
-            device,
-            device if flow else None,
+            found.told, found.levels, course.nodes, device, levels_device, found.values
         )
         self._asked = asked
         self._follow(course, table)
@@ -362,8 +355,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         The levels of the run if all of ``timesteps`` are its own, and of training otherwise.
         """
         known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
-        nodes = self._nodes_of(torch.as_tensor(timesteps, dtype=known))
-        return noisy(original_samples, noise, nodes, self._description.unit)
+        levels = self._levels_of(torch.as_tensor(timesteps, dtype=known), original_samples)
+        return noisy(original_samples, noise, levels)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """``add_noise`` under the name that flow pipelines use."""
@@ -402,16 +395,17 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         self._described = described(self.config, self.num_inference_steps)
         return self._described
 
-    def _nodes_of(self, timesteps: Tensor) -> list[Node]:
-        """The nodes at which the network is told ``timesteps``: of the run, or else of training."""
+    def _levels_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """alpha and sigma where the network is told ``timesteps``: of the run, or of training."""
         self._hear()
+        description = self._description
         if self._table is not None:
             here = self._runs.place if self._wanted is None else self._wanted
             places = self._table.all_places(timesteps, here)
             if places is not None:
-                return [self._table.nodes[place] for place in places]
-        schedule = self._description.schedule
-        return [node_told(self.config, schedule, told) for told in timesteps.flatten().tolist()]
+                nodes = self._table.nodes
+                return levels_of([nodes[place] for place in places], description.unit, like)
+        return training_levels(self.config, description.schedule, timesteps, description.unit, like)
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)

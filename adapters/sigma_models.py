@@ -88,8 +88,11 @@ class SigmaModel(NoiseSchedule):
             return 0.25 * torch.log(s) if self.clock == "log" else torch.atan(s) * (2 / math.pi)
         return 0.25 * math.log(s) if self.clock == "log" else math.atan(s) * (2 / math.pi)
 
-    def time_told(self, told: float) -> float:
+    def time_told(self, told: Time) -> Time:
         """The inverse of ``network_time``."""
+        if isinstance(told, Tensor):
+            s = torch.exp(4 * told) if self.clock == "log" else torch.tan(told * (math.pi / 2))
+            return s / self.sigma_data
         s = math.exp(4 * told) if self.clock == "log" else math.tan(told * math.pi / 2)
         return s / self.sigma_data
 

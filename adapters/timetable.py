@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Timetable:
     told, levels : the values of the two, on the CPU.
     nodes : of the evaluations.
     device, levels_device : where pipelines want the two.
+    values : the two as lists, to be kept.
 
     Attributes
     ----------
@@ -39,11 +41,15 @@ class Timetable:
         nodes: Sequence[Node],
         device: Any = None,
         levels_device: Any = None,
+        values: tuple[list[float], list[float]] | None = None,
     ):
-        self.told: list[float] = told.tolist()
-        self.levels: list[float] = levels.tolist()
+        self.told: list[float]
+        self.levels: list[float]
+        self.told, self.levels = values or (told.tolist(), levels.tolist())
         self.nodes = list(nodes)
-        with torch.inference_mode(False):  # whose tensors do not count their changes
+        # Tensors of inference mode do not count their changes.
+        mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with mode:
             self.timesteps = told.clone().to(device)
             self.sigmas = levels.clone().to(levels_device)
         self.show_slices(self.timesteps, self.sigmas)
