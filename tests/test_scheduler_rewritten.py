@@ -300,7 +300,7 @@ def test_times_and_levels_together_are_those_of_stock_euler():
 @pytest.mark.parametrize("shift", [0.6, 2.5])
 def test_a_flow_model_whose_levels_and_times_are_shifted_by_hand(shift):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    ours = PlanScheduler(shift=1.0, solver="ddim")
+    ours = PlanScheduler(shift=1.0, solver="ddim", timestep_spacing="linspace")
     for scheduler in (stock, ours):
         scheduler.set_timesteps(6)
         t = scheduler.sigmas
