@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -18,7 +18,8 @@ from logsnr.solvers import EMS, NoiseSchedule
 from logsnr.solvers.ems import check_event
 from logsnr.solvers.grids import node_at
 
-from .layout import Layout
+if TYPE_CHECKING:
+    from .layout import Layout
 
 # safetensors under another suffix: a folder with a *.safetensors file is one of weights to
 # diffusers, which downloads no other file of it but its config.json.

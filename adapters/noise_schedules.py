@@ -19,7 +19,9 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, FlowMatching, NoiseSchedule
 from logsnr.solvers.schedules import shift_time
 
+from .config import Config, as_one
 from .sigma_models import SigmaModel, edm_model, is_continuous, is_edm
+from .stock import class_defaults
 
 MAX_BETA = 0.999
 
@@ -34,6 +36,8 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
     Raises ValueError for an unknown ``beta_schedule`` and for schedules that are not supported.
     """
+    if not isinstance(config, Config):
+        config = as_one(config, class_defaults(config))
     if is_edm(config):
         return edm_model(config)
     if is_flow(config):

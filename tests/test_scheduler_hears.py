@@ -11,7 +11,7 @@ import torch
 from scheduler_cases import AUDIO, EDM, LATENT, SHAPE, VIDEO, scheduler_for, start
 from torch import Tensor
 
-from logsnr.adapters import PlanScheduler
+from logsnr.adapters import PlanScheduler, noise_schedule
 from logsnr.adapters.keys import defaults
 from logsnr.solvers import EMS
 
@@ -192,3 +192,11 @@ def test_what_was_set_on_a_stock_config_is_taken_over(way):
         ).config.solver_order
         == 1
     )
+
+
+@pytest.mark.parametrize("way", ["attribute", "item"])
+def test_the_noise_schedule_of_a_stock_config_hears_it_too(way):
+    stock = diffusers.DDIMScheduler()
+    WAYS[way](stock, "beta_end", 0.012)
+    given = diffusers.DDIMScheduler(beta_end=0.012)
+    assert noise_schedule(stock.config) is noise_schedule(given.config)

@@ -300,10 +300,10 @@ def test_times_and_levels_together_are_those_of_stock_euler():
 @pytest.mark.parametrize("shift", [0.6, 2.5])
 def test_a_flow_model_whose_levels_and_times_are_shifted_by_hand(shift):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    ours = PlanScheduler(shift=1.0, solver="ddim", timestep_spacing="linspace")
+    ours = PlanScheduler(shift=1.0, solver="ddim")
+    t = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.05, 0.0])
     for scheduler in (stock, ours):
         scheduler.set_timesteps(6)
-        t = scheduler.sigmas
         scheduler.sigmas = shift * t / (1 + (shift - 1) * t)
         scheduler.timesteps = scheduler.sigmas[:-1] * 1000
     assert_close(drive(ours, start()), drive(stock, start()), 1e-5)
