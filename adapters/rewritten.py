@@ -14,6 +14,8 @@ from math import isclose
 
 from torch import Tensor
 
+from logsnr.solvers import Node
+
 from .course import Course, course
 from .layout import Layout, check_nodes, node_of_level, node_told
 from .timetable import Timetable
@@ -26,14 +28,17 @@ def rewritten(before: Course, table: Timetable, timesteps: Tensor, sigmas: Tenso
     """
     told, levels = _values("timesteps", timesteps), _values("sigmas", sigmas)
     new_times = not table.tells(told)
-    new_levels = len(levels) != len(table.levels) or not all(map(_same, levels, table.levels))
+    new_levels = not table.has_levels(levels)
     if not new_times and not new_levels:
         return None
     config, schedule = before.config, before.schedule
     nodes, end = list(table.nodes), before.end
     if new_times and not new_levels:
-        known = {time: node for time, node in zip(table.told, nodes, strict=True)}
-        nodes = [known.get(time) or node_told(config, schedule, time) for time in told]
+        known = _known(table, told)
+        nodes = [
+            known[time].pop(0) if known.get(time) else node_told(config, schedule, time)
+            for time in told
+        ]
     else:
         if len(levels) not in (len(told), len(told) + 1):
             raise ValueError(
@@ -57,6 +62,17 @@ def rewritten(before: Course, table: Timetable, timesteps: Tensor, sigmas: Tenso
             "through with one evaluation an entry: give them to set_timesteps"
         )
     return after
+
+
+def _known(table: Timetable, told: Sequence[float]) -> dict[float, list[Node]]:
+    """The nodes of the table by time, in order; only those of a part that is ``told`` as it is."""
+    n, parts = len(told), range(table.nfe - len(told) + 1)
+    begin = next((k for k in parts if table.told[k : k + n] == list(told)), None)
+    part = slice(0, None) if begin is None else slice(begin, begin + n)
+    known: dict[float, list[Node]] = {}
+    for time, node in zip(table.told[part], table.nodes[part], strict=True):
+        known.setdefault(time, []).append(node)
+    return known
 
 
 def _values(name: str, tensor: Tensor) -> list[float]:

@@ -138,6 +138,8 @@ class Stepping:
         course, table = self._course, self._table
         if course is None or table is None:
             return
+        if self._runs.current is None:
+            table.check_values()
         if (
             table.untouched(self.timesteps, self.sigmas)
             and self.config.edition is course.description.edition

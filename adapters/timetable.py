@@ -58,6 +58,7 @@ class Timetable:
         """Let callers read these tensors, which hold the values of the table or their rounding."""
         self.timesteps, self.sigmas = timesteps, sigmas
         self.told = [float(told) for told in timesteps.tolist()]
+        self.levels = sigmas.tolist()
         self.show_slices(timesteps, sigmas)
 
     def show_slices(self, timesteps: Tensor, sigmas: Tensor) -> None:
@@ -94,12 +95,19 @@ class Timetable:
             and (version(timesteps), version(sigmas)) == self._versions
         )
 
+    def check_values(self) -> None:
+        """Notice changes that are not counted (by way of ``data`` or numpy), where that is free."""
+        if self.timesteps.device.type == self.sigmas.device.type == "cpu":
+            if self.timesteps.tolist() != self.told or self.sigmas.tolist() != self.levels:
+                self._versions = -1, -1
+
     def tells(self, values: Sequence[float]) -> bool:
-        """Whether ``values`` are those of the table, perhaps rounded to a half-precision type."""
-        if len(values) != len(self.told):
-            return False
-        told, given = (torch.tensor(v, dtype=torch.float64) for v in (self.told, values))
-        return any(torch.equal(told.to(kind).double(), given) for kind in (told.dtype, *HALF_TYPES))
+        """Whether ``values`` are those of ``timesteps``, perhaps rounded to a half type."""
+        return _rounded(self.told, values)
+
+    def has_levels(self, values: Sequence[float]) -> bool:
+        """Whether ``values`` are those of ``sigmas``, perhaps rounded to a half type."""
+        return _rounded(self.levels, values)
 
     def slice_at(self, timesteps: Tensor, sigmas: Tensor) -> int | None:
         """Where ``timesteps`` begins as a slice of the table's, None for anything else."""
@@ -206,6 +214,13 @@ def _single(timestep: Any) -> float:
 def _around(told: Sequence[float], value: float) -> str:
     near = sorted(set(told), key=lambda each: abs(each - value))[:2] if value == value else told[:2]
     return f"(the nearest are {', '.join(f'{each:g}' for each in near)})"
+
+
+def _rounded(ours: Sequence[float], values: Sequence[float]) -> bool:
+    if len(values) != len(ours):
+        return False
+    exact, given = (torch.tensor(v, dtype=torch.float64) for v in (ours, values))
+    return any(torch.equal(exact.to(kind).double(), given) for kind in (exact.dtype, *HALF_TYPES))
 
 
 def _slice_of(whole: Tensor, part: Tensor) -> int | None:

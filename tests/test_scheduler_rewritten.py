@@ -109,7 +109,7 @@ def test_a_list_of_another_length(solver, count):
     assert scheduler.num_inference_steps == count and len(scheduler.sigmas) == count + 1
 
 
-@pytest.mark.parametrize("change", ["one", "all", "data"])
+@pytest.mark.parametrize("change", ["one", "all", "another", "data", "numpy"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_entry_and_all_of_them(solver, change):
     scheduler = laid_out(STEPS, solver)
@@ -117,6 +117,10 @@ def test_one_entry_and_all_of_them(solver, change):
         scheduler.timesteps[3] -= 40
     elif change == "all":
         scheduler.timesteps.mul_(9).div_(10, rounding_mode="floor")
+    elif change == "data":
+        scheduler.timesteps.data[3] -= 40
+    elif change == "numpy":
+        scheduler.timesteps.numpy()[3] -= 40
     else:
         scheduler.timesteps = scheduler.timesteps.clamp(min=7) - 7 + 3
     times = scheduler.timesteps.tolist()
@@ -167,6 +171,15 @@ def test_a_slice_is_the_run_from_there(solver, config, how, both):
     assert_close(again, truth, 1e-6 if both else 0.0)
 
 
+def test_a_copied_slice_keeps_nodes_that_are_told_alike():
+    """A fine Karras grid tells the network one training step several times."""
+    config = {**LATENT, "use_karras_sigmas": True}
+    scheduler, expected = laid_out(config, "unipc", 60), laid_out(config, "unipc", 60)
+    scheduler.timesteps = scheduler.timesteps[50:].clone()
+    assert len(scheduler.timesteps.unique()) < 10
+    assert torch.equal(loop(scheduler), loop(expected, expected.timesteps[50:]))
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_second_entry(solver):
     scheduler = laid_out(STEPS, solver)
@@ -187,6 +200,8 @@ def test_the_same_times_in_another_tensor_change_nothing(kind, change):
         if change == "clone"
         else scheduler.timesteps.to(getattr(torch, change))
     )
+    if change != "clone":
+        scheduler.sigmas = scheduler.sigmas.to(getattr(torch, change))
     x = y = start()
     for t, other in zip(scheduler.timesteps, expected.timesteps, strict=True):
         output = network(x, next(told))
