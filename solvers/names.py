@@ -76,6 +76,7 @@ ABSENT: dict[str, str] = {
     "dpmsolversde": _SDE,
     "sa-solver": _SDE,
     "er-sde": _SDE,
+    "restart": _SDE,
     "dpm-adaptive": _ADAPTIVE,
     "lcm": _DISTILLED,
     "tcd": _DISTILLED,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -190,3 +193,35 @@ def test_the_name_of_the_solver_wins_over_the_config_of_another_scheduler():
             for t in run.timesteps:
                 x[i] = run.step(torch.sin(3 * x[i]), t, x[i]).prev_sample
         assert torch.equal(*x)
+
+
+def rows() -> list[tuple[list[str], str]]:
+    """(names, what to write) of docs/pipelines.md's table of other programs' names."""
+    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text()
+    table = page.split("## From the names you know")[1].split("Spacings have their own")[0]
+    lines = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| ")][1:]
+    return [
+        (
+            re.findall(r"[^`,;]+", theirs.replace("`", ""))
+            + re.findall(r"`(\w+Scheduler)`", stock),
+            ours,
+        )
+        for theirs, stock, ours in lines
+    ]
+
+
+@pytest.mark.parametrize("names, write", rows(), ids=lambda value: str(value)[:30])
+def test_the_names_of_the_table_may_be_given_as_they_stand(names, write):
+    meant = re.search(r'(?:solver=|"name": )"([^"]+)"', write)
+    for name in map(str.strip, names):
+        if "flow models" in "".join(names) and "Scheduler" not in name:
+            continue  # the same name is the method for other models
+        if meant is None or "not yet" in write or name in AS_WRITTEN:
+            with pytest.raises(ValueError, match="choose one of "):
+                make_plan(name, VP, nfe=12)
+        else:
+            assert make_plan(name, VP, nfe=12).solver == meant[1]
+
+
+AS_WRITTEN = ("Euler a", "euler_ancestral", "EulerAncestralDiscreteScheduler", "DPM++ 2M Karras")
+"""Of which the table says what comes near, under another name or with another option."""
