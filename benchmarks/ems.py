@@ -17,6 +17,7 @@ from logsnr.benchmarks.embedded import load_unet
 from logsnr.benchmarks.pipeline_runs import DTYPES, EMBEDDED, open_pipeline
 from logsnr.solvers import EMS, estimate_ems
 from logsnr.solvers.ems import DEGENERATE
+from logsnr.solvers.progress import Show
 
 EVENT = (1, 28, 28)
 """Of the embedded model."""
@@ -41,6 +42,7 @@ class Request:
     jacobian: str
     seed: int
     stop: float | None
+    progress: Show = False
 
     @property
     def estimation(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def of_digits(request: Request, checkpoint: Path) -> EMS:
         jacobian=request.jacobian,
         shape=EVENT,
         checkpoint=checkpoint,
-        progress=True,
+        progress=request.progress,
     )
 
 
@@ -108,7 +110,7 @@ def of_pipeline(request: Request, call_args: Mapping[str, Any], checkpoint: Path
         groups=request.batch_size,
         **options,
         checkpoint=checkpoint,
-        progress=True,
+        progress=request.progress,
     )
     run = run_pipeline(
         subject.pipe,

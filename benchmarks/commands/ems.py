@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.benchmarks.command_line import folder, json_object, options, working, wrote
+from logsnr.benchmarks.command_line import (
+    Update,
+    folder,
+    json_object,
+    options,
+    progress,
+    working,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from logsnr.solvers import EMS
@@ -87,6 +96,15 @@ def ems(
     from logsnr.benchmarks.ems import CHECKPOINT, FEWEST, FILE, Request, estimate, summary
     from logsnr.benchmarks.ems_plot import PLOT, write_plot
 
+    bar = ExitStack()
+    update: Update | None = None
+
+    def watch(done: int, total: int) -> None:
+        nonlocal update
+        if update is None:
+            update = bar.enter_context(progress(total, "probes"))
+        update(done, "statistics")
+
     request = Request(
         pipeline=pipeline,
         opened={
@@ -105,6 +123,7 @@ def ems(
         jacobian=jacobian,
         seed=seed,
         stop=stop,
+        progress=watch,
     )
     with options():
         given = json_object(call_args)
@@ -112,7 +131,7 @@ def ems(
             raise ValueError(f"samples={samples}: shrinking needs {FEWEST}, for standard errors")
         folder(out)
     with working(kept=out):
-        with options():
+        with options(), bar:
             found = estimate(request, given, out / CHECKPOINT)
         written = found.shrunk() if shrink else found
         written.save(out / FILE, dtype=torch.float16 if half else torch.float64)

@@ -17,7 +17,7 @@ from ..batches import Batch, evaluator
 from ..denoiser import Denoiser
 from ..ems import EMS
 from ..plan import Plan
-from ..progress import progress_bar
+from ..progress import Show, progress_bar
 from ..registry import check_choice
 from ..schedules import NoiseSchedule
 from .arguments import prepare, trials
@@ -52,7 +52,7 @@ def estimate_ems(
     plan: Plan | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    progress: bool = False,
+    progress: Show = False,
 ) -> EMS:
     """The empirical model statistics of a network, for ``make_plan("dpm-solver-v3", ems=...)``.
 
@@ -94,7 +94,7 @@ def estimate_ems(
     shape : event shape of a sample; needed for data=None, else checked.
     plan : how the model's own samples are drawn; by default UniPC with 32 evaluations.
     dtype, device : of the states; by default those of the network's parameters, or of the data.
-    progress : show a progress bar.
+    progress : show a progress bar; or what to call with the number of probes done and of all.
 
     Where torch.distributed is initialised, its processes share the work and all get the result,
     which is that of one process.
@@ -159,7 +159,7 @@ def estimate_ems(
             settings["guidance"] = denoise.guidance.scale
         setup = replace(setup, settings=settings)
         with progress_bar(
-            samples * len(setup.nodes), progress and World().rank == 0, unit="probe"
+            samples * len(setup.nodes), World().rank == 0 and progress, unit="probe"
         ) as watch:
             durable = checkpoint is not None
             estimation = process(setup, source, folder, durable=durable, watch=watch)
@@ -187,7 +187,7 @@ def estimation(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     about: dict[str, Any] | None = None,
-    progress: bool = False,
+    progress: Show = False,
 ) -> Generator[Batch, Tensor, EMS]:
     """``estimate_ems`` without a network: a generator of `Batch` for any driver.
 
@@ -223,7 +223,7 @@ def estimation(
     with (
         _folder(checkpoint) as folder,
         progress_bar(
-            samples * len(setup.nodes), progress and World().rank == 0, unit="probe"
+            samples * len(setup.nodes), World().rank == 0 and progress, unit="probe"
         ) as watch,
     ):
         durable = checkpoint is not None
