@@ -131,6 +131,19 @@ def of_plan(plan: Plan, noise: Any = None) -> Callable[[Denoiser, Tensor], Tenso
     return lambda denoise, x_T: sample(denoise, x_T, plan, noise=noise)
 
 
+def next_timesteps(timesteps: Array, count: int) -> Array:
+    """Where DDIM of diffusers, and what derives from it, steps to from n of ``count`` timesteps.
+
+    That is t - N // n, whatever the list says; below 0 is the data.
+    """
+    return timesteps - count // len(timesteps)
+
+
+def leaves_list(timesteps: Array, count: int) -> bool:
+    """Whether `next_timesteps` are others than the list's own."""
+    return not np.array_equal(next_timesteps(timesteps, count)[:-1], timesteps[1:])
+
+
 def schedule_of(case: Case) -> NoiseSchedule:
     """The schedule a case names, as the folder's README defines it; ValueError for another."""
     if case.schedule == "vp_discrete":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,18 @@ from logsnr.solvers import (
 from logsnr.solvers.methods.dpm_solver import stages
 from logsnr.solvers.methods.singlestep import singlestep
 
-from .official import Answer, Array, Case, Difference, Recipe, Unsupported, family, of_plan
+from .official import (
+    Answer,
+    Array,
+    Case,
+    Difference,
+    Recipe,
+    Unsupported,
+    family,
+    leaves_list,
+    next_timesteps,
+    of_plan,
+)
 
 _SHORT_RUN = 15  # several schedulers lower the final orders only below this number of steps
 _SOLVER_TYPES = {"midpoint": "dpmsolver", "heun": "taylor"}
@@ -129,16 +139,15 @@ def _ddim(case: Case) -> Answer:
     schedule = _schedule(case)
     assert isinstance(schedule, DiscreteVP)
     timesteps = case.arrays["timesteps"]
-    stride = schedule.steps // _steps(case)
-    if any(b != a - stride for a, b in pairwise(timesteps)):
+    if leaves_list(timesteps, schedule.steps):
         return Difference(
             "DDIMScheduler steps to timestep t - N // n although its next timestep is another"
         )
     # The last step also goes to t - N // n, and beyond the table to alpha = 1 or to entry 0.
-    last = max(timesteps[-1] - stride, 0)
-    times = _vp(schedule, np.append(timesteps, last)).tolist()
+    last = next_timesteps(timesteps, schedule.steps)[-1]
+    times = _vp(schedule, np.append(timesteps, max(last, 0))).tolist()
     *nodes, end = [Node(t, schedule.alpha(t), schedule.sigma(t)) for t in times]
-    if timesteps[-1] < stride and case.config.get("set_alpha_to_one", True):
+    if last < 0 and case.config.get("set_alpha_to_one", True):
         end = Node(0.0, 1.0, 0.0)
     grid = Grid(schedule, nodes[0].t, end.t, explicit=(*nodes, end))
     return _recipe(case, plan_on_grid("ddim", grid), schedule, nodes)

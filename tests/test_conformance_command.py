@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMParallelScheduler
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -175,3 +177,50 @@ def test_command_names_what_is_missing(tmp_path):
     result = run_command(DATA, "--family", "unknown")
     assert result.exit_code == 2
     assert "unipc" in result.output
+
+
+def parallel_ddim(n: int, spacing: str):
+    """A case of ParaDiGMs with a window of 1, stepped by diffusers' edition of its scheduler.
+
+    Also the official result, and that of first-order steps written out that go to t - N // n.
+    """
+    case = next(read_cases(DATA, ["paradigms"]))
+    schedule = official.schedule_of(case)
+    table = schedule.alphas_cumprod.numpy()
+    scheduler = DDIMParallelScheduler(
+        clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing
+    )
+    scheduler.alphas_cumprod = schedule.alphas_cumprod
+    scheduler.set_timesteps(n)
+    x = torch.from_numpy(case.x_T)
+    ours = case.x_T
+    for t in scheduler.timesteps:
+        eps = MODEL.predict(x, float(table[t] ** 0.5), float((1 - table[t]) ** 0.5))[0]
+        x = scheduler.batch_step_no_noise(eps, t[None], x)
+        eps = MODEL.predict(torch.from_numpy(ours), *np.sqrt([table[t], 1 - table[t]]).tolist())[0]
+        to = int(t) - 1000 // n
+        bar = table[to] if to >= 0 else 1.0
+        data = (ours - np.sqrt(1 - table[t]) * eps.numpy()) / np.sqrt(table[t])
+        ours = np.sqrt(bar) * data + np.sqrt(1 - bar) * eps.numpy()
+    timesteps = scheduler.timesteps.numpy()
+    arrays = {"final": x.numpy(), "timesteps": timesteps, "window_begin_timesteps": timesteps}
+    config = {**case.config, "num_inference_steps": n, "timestep_spacing": spacing, "parallel": 1}
+    return replace(case, config=config, arrays=arrays, nfe=n), ours
+
+
+@pytest.mark.parametrize(
+    ("n", "spacing", "status"),
+    [
+        (10, "trailing", "matched"),
+        (13, "leading", "matched"),
+        (13, "trailing", "difference"),
+        (64, "trailing", "difference"),
+        (30, "trailing", "difference"),
+    ],
+)
+def test_paradigms_steps_to_a_timestep_that_its_list_may_not_have(n, spacing, status):
+    case, written_out = parallel_ddim(n, spacing)
+    np.testing.assert_allclose(case.arrays["final"], written_out, rtol=0, atol=1e-12)
+    found = compare(case, MODEL)
+    assert found.status == status
+    assert (status == "matched") == ("t - N // n" not in found.reason)
