@@ -26,6 +26,7 @@ from logsnr.solvers import Denoiser
 from . import (  # noqa: F401  (fill FAMILIES)
     official_deis,
     official_diffusers,  # noqa: F401  (fill FAMILIES)
+    official_edm,
     official_paradigms,
     official_sigma,
     official_v3,

@@ -116,12 +116,17 @@ def _recipe(case: Case, plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Nod
     return Recipe(of_plan(plan), schedule, prediction, called_at=called_at, snap=snap)
 
 
-def _on_table(case: Case, solver: str, **options: Any) -> Recipe:
-    """A solver of ours on the nodes of the scheduler's own table."""
+def _on_table(case: Case, solver: str, uncorrected: Sequence[int] = (), **options: Any) -> Recipe:
+    """A solver of ours on the nodes of the scheduler's own table, some steps ``uncorrected``."""
     schedule = _schedule(case)
     nodes = _nodes(schedule, case.arrays["sigmas"])
     grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=tuple(nodes))
-    return _recipe(case, plan_on_grid(solver, grid, **options), schedule, nodes[:-1])
+    plan = plan_on_grid(solver, grid, **options)
+    if uncorrected:
+        from logsnr.adapters.plans import without_correctors
+
+        plan = without_correctors(plan, frozenset(uncorrected))
+    return _recipe(case, plan, schedule, nodes[:-1])
 
 
 def _steps(case: Case) -> int:
@@ -219,8 +224,6 @@ def _block_sizes(case: Case) -> list[int]:
 
 def _unipc(case: Case) -> Answer:
     config = case.config
-    if config.get("disable_corrector"):
-        return Unsupported("the corrector cannot be switched off for single steps")
     order = _order(case)
     lowered = config.get("lower_order_final", True)
     if not lowered and order > 1 and case.arrays["sigmas"][-1] == 0:
@@ -228,6 +231,7 @@ def _unipc(case: Case) -> Answer:
     return _on_table(
         case,
         "unipc",
+        config.get("disable_corrector") or (),
         order=order,
         variant=config.get("solver_type", "bh2"),
         space="data" if config.get("predict_x0", True) else "noise",

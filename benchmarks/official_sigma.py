@@ -1,7 +1,7 @@
 r"""The official codes that work in sigma (alpha = 1) in our terms; see `official`.
 
-NVlabs/edm, crowsonkb/k-diffusion and zju-pi/diff-sampler give the network x and sigma and receive
-the data prediction.
+crowsonkb/k-diffusion and zju-pi/diff-sampler (and NVlabs/edm, in `official_edm`) give the network x
+and sigma and receive the data prediction.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from logsnr.solvers import (
@@ -21,8 +20,6 @@ from logsnr.solvers import (
     Grid,
     NoiseSchedule,
     Plan,
-    VarianceExploding,
-    VPLinear,
     make_plan,
     sample,
     sample_adaptive,
@@ -88,79 +85,9 @@ def vp_uniform(sigma_max: float, sigma_min: float, points: int, rho: float) -> A
     return vp_of(sigma_max, sigma_min).rho(polynomial(1.0, EPSILON_S, points, rho))
 
 
-def iddpm(sigma_max: float, sigma_min: float, points: int) -> Array:
-    """Karras et al. 2022, table 1, iDDPM: M = 1000 levels, C1 = 0.001, C2 = 0.008."""
-    levels, floor, offset = 1000, 0.001, 0.008
-    bar = np.sin(0.5 * np.pi * np.arange(levels + 1) / levels / (offset + 1)) ** 2
-    u = np.zeros(levels + 1)
-    for j in range(levels, 0, -1):
-        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(bar[j - 1] / bar[j], floor) - 1)
-    usable = u[(u >= sigma_min) & (u <= sigma_max)]
-    return usable[np.round((len(usable) - 1) / (points - 1) * np.arange(points)).astype(int)]
-
-
-def _to_zero(sigmas: Array) -> list[float]:
+def to_zero(sigmas: Array) -> list[float]:
+    """The levels, and 0 after them."""
     return [*sigmas.tolist(), 0.0]
-
-
-@family("nvlabs_edm")
-def nvlabs_edm(case: Case) -> Answer:
-    """NVlabs/edm: ``edm_sampler`` and ``ablation_sampler`` of generate.py."""
-    config = case.config
-    if "solver" not in config:
-        return _edm_sampler(case)
-    if config["schedule"] != "linear" or config["scaling"] != "none":
-        return Unsupported(
-            "integrates in t where sigma(t) is not t: x' is not a step in sigma, and a constant "
-            "noise prediction is not followed exactly"
-        )
-    if config["S_churn"]:
-        return Unsupported("churn in the ablation sampler")
-    schedule, points = VarianceExploding(), config["num_steps"]
-    vp = VPLinear(beta_min=0.1, beta_max=20.0)
-    usual = {
-        "vp": (math.exp(-vp.lam(1.0)), math.exp(-vp.lam(EPSILON_S))),
-        "ve": (100.0, 0.02),
-        "iddpm": (81.0, 0.002),
-        "edm": (80.0, 0.002),
-    }[config["discretization"]]
-    ends = (config.get("sigma_max", usual[0]), config.get("sigma_min", usual[1]))
-    sigmas = {
-        "vp": lambda: vp_uniform(*ends, points, 1.0),
-        "ve": lambda: log_linear(*ends, points),
-        "iddpm": lambda: iddpm(*ends, points),
-        "edm": lambda: polynomial(*ends, points, config.get("rho", 7)),
-    }[config["discretization"]]()
-    options = {} if config["solver"] == "euler" else {"r": config["alpha"]}
-    plan = make_plan(config["solver"], schedule, times=_to_zero(sigmas), **options)
-    # The sampler scales unit noise to its own first sigma.
-    unit = case.x_T / (80.0 if case.schedule == "edm" else vp.sigma(1.0))
-    start = unit * sigmas[0]
-    called = case.arrays["sigma_eval"]
-    return Recipe(of_plan(plan), schedule, "sample", called_at=called, x_T=start)
-
-
-def _edm_sampler(case: Case) -> Recipe:
-    config, schedule = case.config, schedule_of(case)
-    sigmas = polynomial(
-        config["sigma_max"], config["sigma_min"], config["num_steps"], config["rho"]
-    )
-    low, high = float(config["S_min"]), float(config["S_max"])
-    plan = make_plan(
-        "heun",
-        schedule,
-        times=_to_zero(sigmas),
-        s_churn=config["S_churn"],
-        s_min=low,
-        s_max=high,
-        s_noise=config["S_noise"],
-    )
-    noise = None
-    if plan.stochastic:
-        # One draw a step, which is used where the noise level is raised.
-        inside = (sigmas >= low) & (sigmas <= high)
-        noise = [torch.from_numpy(z) for z in case.arrays["noise"][inside]]
-    return Recipe(of_plan(plan, noise), schedule, "sample")
 
 
 @family("k_diffusion")
@@ -193,22 +120,22 @@ def k_diffusion(case: Case) -> Answer:
     }
     if name in simple:
         solver, options = simple[name]
-        plan = make_plan(solver, schedule, times=_to_zero(sigmas), **options)
+        plan = make_plan(solver, schedule, times=to_zero(sigmas), **options)
         return Recipe(of_plan(plan), schedule, "sample")
     if config.get("eta", 1.0) > 0:
         return Unsupported("the stochastic samplers of k-diffusion")
     if name == "sample_dpmpp_2m_sde":
         kind = {"midpoint": "dpmsolver", "heun": "taylor"}[config["solver_type"]]
         options = _multistep(min(2, len(sigmas)), kind)
-        plan = make_plan("dpm-solver++", schedule, times=_to_zero(sigmas), **options)
+        plan = make_plan("dpm-solver++", schedule, times=to_zero(sigmas), **options)
     elif name == "sample_dpmpp_3m_sde":
         options = _multistep(min(3, len(sigmas)), "taylor")
-        plan = make_plan("dpm-solver++", schedule, times=_to_zero(sigmas), **options)
+        plan = make_plan("dpm-solver++", schedule, times=to_zero(sigmas), **options)
     elif name in ("sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"):
         inner = np.sqrt(sigmas[:-1] * sigmas[1:])
         times = np.append(np.stack([sigmas[:-1], inner], axis=1).ravel(), sigmas[-1])
         plan = make_plan(
-            "dpm-solver++", schedule, times=_to_zero(times), order=2, steps="singlestep"
+            "dpm-solver++", schedule, times=to_zero(times), order=2, steps="singlestep"
         )
     else:
         return Unsupported("the stochastic samplers of k-diffusion")

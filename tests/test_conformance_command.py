@@ -1,18 +1,20 @@
 """``logsnr conformance``: what it matches, and that it fails when something is wrong."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMParallelScheduler
+from diffusers import DDIMParallelScheduler, UniPCMultistepScheduler
 from typer import Typer
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import official
+from logsnr.benchmarks import official, official_diffusers
 from logsnr.benchmarks.conformance import (
     TOLERANCE,
     check_folder,
@@ -21,7 +23,9 @@ from logsnr.benchmarks.conformance import (
     read_cases,
     summarise,
 )
+from logsnr.benchmarks.official_sigma import vp_of
 from logsnr.benchmarks.problems import Mixture
+from logsnr.solvers import VPLinear
 
 DATA = Path(__file__).parent / "data"
 MODEL = Mixture.load(DATA / "model.json")
@@ -224,3 +228,106 @@ def test_paradigms_steps_to_a_timestep_that_its_list_may_not_have(n, spacing, st
     found = compare(case, MODEL)
     assert found.status == status
     assert (status == "matched") == ("t - N // n" not in found.reason)
+
+
+LEVELS = {  # sigma(t) and its inverse; the derivative by differences
+    "linear": (lambda t: t, lambda sigma: sigma),
+    "ve": (lambda t: t**0.5, lambda sigma: sigma**2),
+    "vp": (None, None),  # that of the range of sigma
+}
+
+
+def in_time(scheme: str, scaled: bool, heun: bool, share: float, churn: float):
+    """A case of EDM's ablations: its sampler written out for x = s (x0 + sigma n)."""
+    case = next(c for c in read_cases(DATA, ["nvlabs_edm"]) if "solver" in c.config)
+    generator, points, ends = np.random.default_rng(0), 6, (20.0, 0.05)
+    levels = np.linspace(ends[0] ** (1 / 7), ends[1] ** (1 / 7), points) ** 7
+    at, back = LEVELS[scheme]
+    if scheme == "vp":
+        vp = vp_of(*ends)
+        at = lambda t: math.sqrt(math.expm1(vp.slope * t**2 / 2 + vp.offset * t))  # noqa: E731
+        back = vp.time
+
+    def scale(t):
+        return 1 / math.sqrt(1 + at(t) ** 2) if scaled else 1.0
+
+    def derivative(function, t):
+        d = 1e-4 * t  # central differences of order 4
+        far, near = function(t - 2 * d) - function(t + 2 * d), function(t + d) - function(t - d)
+        return (far + 8 * near) / (12 * d)
+
+    def velocity(x, t):
+        s, sigma = scale(t), at(t)
+        called.append(sigma)
+        data = MODEL.predict(torch.from_numpy(x / s), 1.0, sigma)[1].numpy()
+        noise = (x / s - data) / sigma
+        # d/dt of s (x0 + sigma n) along the probability-flow ODE, whose n moves only with sigma
+        return derivative(scale, t) * x / s + s * derivative(at, t) * noise
+
+    called, draws = [], []
+    start = case.x_T / (80.0 if case.schedule == "edm" else VPLinear().sigma(1.0))
+    times = [*(back(level) for level in levels), 0.0]
+    x = start * levels[0] * scale(times[0])
+    for i, (t, end) in enumerate(pairwise(times)):
+        gamma = min(churn / points, math.sqrt(2) - 1) if 0.1 <= levels[i] <= 10 else 0.0
+        draws.append(generator.standard_normal(x.shape))
+        up = back(at(t) * (1 + gamma)) if gamma else t
+        added = math.sqrt(max(at(up) ** 2 - at(t) ** 2, 0.0))
+        x = scale(up) / scale(t) * x + scale(up) * added * draws[-1]
+        h, slope = end - up, velocity(x, up)
+        if heun and i < points - 1:
+            inner = velocity(x + share * h * slope, up + share * h)
+            slope = slope + (inner - slope) / (2 * share)
+        x = x + h * slope
+    config = {
+        "num_steps": points, "solver": "heun" if heun else "euler", "discretization": "edm",
+        "schedule": scheme, "scaling": "vp" if scaled else "none", "alpha": share,
+        "S_churn": churn, "S_min": 0.1, "S_max": 10.0, "S_noise": 1.0,
+        "sigma_max": ends[0], "sigma_min": ends[1],
+    }  # fmt: skip
+    arrays = {"final": x, "sigma_eval": np.array(called), "noise": np.stack(draws)}
+    return replace(case, config=config, arrays=arrays, nfe=len(called))
+
+
+@pytest.mark.parametrize("churn", [0.0, 5.0])
+@pytest.mark.parametrize(("heun", "share"), [(False, 1.0), (True, 1.0), (True, 0.6)])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scheme", LEVELS)
+def test_ablations_of_edm_in_their_own_time(scheme, scaled, heun, share, churn):
+    found = compare(in_time(scheme, scaled, heun, share, churn), MODEL)
+    # The derivatives here are differences.
+    assert found.error is not None and found.error < 1e-7
+    assert found.status == "matched" or found.reason == "the result differs"
+
+
+@pytest.mark.parametrize("steps", [(0,), (1, 3), tuple(range(9))])
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_of_diffusers_without_some_correctors(order, steps):
+    case = next(
+        c for c in read_cases(DATA, ["diffusers"]) if c.function == "UniPCMultistepScheduler.step"
+        and c.schedule != "flow"
+    )  # fmt: skip
+    config = {
+        **{k: case.config[k] for k in ("beta_start", "beta_end", "beta_schedule")},
+        "solver_order": order, "disable_corrector": list(steps), "timestep_spacing": "trailing",
+        "final_sigmas_type": "sigma_min",
+    }  # fmt: skip
+    scheduler = UniPCMultistepScheduler(**config)
+    scheduler.set_timesteps(9)
+    schedule = official_diffusers._schedule(
+        replace(case, config={**config, "num_train_timesteps": 1000})
+    )
+    x = torch.from_numpy(case.x_T)
+    for t in scheduler.timesteps:
+        told = (float(t) + 1) / 1000
+        eps = MODEL.predict(x, schedule.alpha(told), schedule.sigma(told))[0]
+        x = scheduler.step(eps, t, x, return_dict=False)[0]
+    arrays = {
+        "final": x.numpy(),
+        "sigmas": scheduler.sigmas.double().numpy(),
+        "timesteps": scheduler.timesteps.numpy(),
+    }
+    whole = {**config, "num_train_timesteps": 1000, "model_time": "timestep"}
+    found = compare(replace(case, config=whole, arrays=arrays, nfe=9), MODEL)
+    # The scheduler's tables are float32.
+    assert found.error is not None and found.error < 2e-6, found.reason
