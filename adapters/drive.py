@@ -154,13 +154,15 @@ class Drive:
             out, state = to_data(self.prediction, evaluation.node)
             precise = torch.promote_types(sample.dtype, torch.float32)
             output = self.threshold(out * output.to(precise) + state * sample)
-        place, self.place = self.place, -1  # a run whose step fails goes on nowhere
+        self.place += 1
         try:
             self.evaluation = evaluation = self.process.send(output)
         except StopIteration as stop:
-            self.place, self._handed = place + 1, _nothing
+            self._handed = _nothing
             return self._as_given(stop.value)
-        self.place = place + 1
+        except ValueError:
+            self._fail()
+            raise
         # What is handed out is another tensor than what is kept, to see when the caller drops it.
         # Gradients want the very same.
         handed = self._as_given(evaluation.x)
@@ -168,6 +170,13 @@ class Drive:
             handed = handed.detach()
         self._handed, self._version = ref(handed), version(handed)
         return handed
+
+    def _fail(self) -> None:
+        """After a step that was refused: before it, or where that is lost, nowhere."""
+        if self._mark is not None:
+            self.step_back()
+        else:
+            self.place, self._handed = -1, _nothing
 
     def _as_given(self, x: Tensor) -> Tensor:
         """``x`` in the memory format of the caller's states."""

@@ -67,6 +67,7 @@ class Stepping:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say at which of ``timesteps`` the next run begins; ValueError if there is none."""
+        self._hear()
         n = self.num_inference_steps
         if begin_index < 0 or (n is not None and begin_index >= n):
             raise ValueError(
@@ -94,6 +95,7 @@ class Stepping:
     @_step_index.setter
     def _step_index(self, index: int | None) -> None:
         # Pipelines set it to None to begin again, and count it down to repeat a step.
+        self._hear()
         if index is None:
             self._runs = Runs()
         self._index = index

@@ -200,3 +200,21 @@ def test_the_noise_schedule_of_a_stock_config_hears_it_too(way):
     WAYS[way](stock, "beta_end", 0.012)
     given = diffusers.DDIMScheduler(beta_end=0.012)
     assert noise_schedule(stock.config) is noise_schedule(given.config)
+
+
+@pytest.mark.parametrize(
+    "key, value, write",
+    [
+        ("disable_corrector", [0], lambda v: v.append(2)),
+        ("trained_betas", [0.001] * 1000, lambda v: v.__setitem__(3, 0.5)),
+        ("solver", {"name": "unipc"}, lambda v: v.update(corrector=False)),
+        ("solver", {"name": "ddim"}, lambda v: v.update(name="dpm-solver++")),
+    ],
+)
+def test_a_value_that_is_changed_inside_counts_from_the_next_set_timesteps(key, value, write):
+    scheduler, before = PlanScheduler(**{key: copy.deepcopy(value)}), copy.deepcopy(value)
+    plain = outcome(scheduler)
+    write(scheduler.config[key])
+    write(before)
+    assert same(outcome(scheduler), outcome(PlanScheduler(**{key: before})))
+    assert not same(outcome(scheduler), plain)

@@ -149,19 +149,24 @@ def test_states_of_two_shapes_are_told_apart_by_them(solver, edited):
         assert_close(x, alone, 1e-6)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "unipc"])
-def test_a_step_that_failed_can_be_made(solver):
-    scheduler = laid_out({"name": "ddim", "eta": 1.0} if solver == "ddim" else solver)
-    x = step(scheduler, 0, start())
-    if solver == "ddim":
-        t = scheduler.timesteps[1]
-        with pytest.raises(ValueError, match="variance_noise has shape"):
-            scheduler.step(x, t, x, variance_noise=torch.zeros(5, 5))
-    with pytest.raises(ValueError, match="model_output has shape"):
-        scheduler.step(x[:, :1], scheduler.timesteps[1], x)
-    expected = laid_out({"name": "ddim", "eta": 1.0} if solver == "ddim" else solver)
-    y = step(expected, 1, step(expected, 0, start()))
-    assert torch.equal(step(scheduler, 1, x), y)
+@pytest.mark.parametrize(
+    "solver", [{"name": "ddim", "eta": 1.0}, "unipc", {"name": "heun", "s_churn": 4.0}], ids=str
+)
+def test_a_step_that_was_refused_can_be_made(solver):
+    scheduler, expected = laid_out(solver), laid_out(solver)
+    x = y = start()
+    for place in range(N):
+        t = scheduler.timesteps[place]
+        for bad in ({"variance_noise": torch.zeros(5, 5)}, {"model_output": start()[:, :1]}):
+            call = {"model_output": network(x, t), "timestep": t, "sample": x, **bad}
+            try:
+                scheduler.step(**call)
+            except ValueError as error:
+                assert "has shape" in str(error)
+            else:
+                assert "variance_noise" in bad  # of which this step takes none
+        x, y = step(scheduler, place, x), step(expected, place, y)
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("handed", ["view", "number"])

@@ -164,6 +164,12 @@ def test_a_slice_is_the_run_from_there(solver, config, how, both):
     result = loop(scheduler)
     assert_close(result, loop(expected, expected.timesteps[3:]), 1e-6 if both else 0.0)
     assert scheduler.step_index == 5
+    scheduler.timesteps, scheduler.sigmas = shown[0][1:], shown[1][1:] if both else scheduler.sigmas
+    scheduler.set_begin_index(0)
+    expected.set_begin_index(4)
+    again, truth = loop(scheduler), loop(expected, expected.timesteps[4:])
+    assert_close(again, truth, 1e-6 if both else 0.0)
+    scheduler.timesteps, scheduler.sigmas = shown[0], shown[1] if both else scheduler.sigmas
     # What is counted from the new beginning
     scheduler.set_begin_index(1)
     expected.set_begin_index(4)
