@@ -145,15 +145,22 @@ def _spelled(name: str) -> str:
 def find_spacing(name: Any, offered: Iterable[str], argument: str = "spacing") -> str:
     """The entry of ``offered`` that a spacing's name means; ValueError with the choices."""
     choices = tuple(offered)
-    if name in choices:
+    found = as_spelled(name, choices)
+    if found is None and isinstance(name, str):
+        found = _of(SPACING_ALIASES, _spelled(name))
+    if found not in choices:
+        raise unknown(argument, name, choices, others=SPACING_ALIASES)
+    return found
+
+
+def as_spelled(name: Any, choices: Iterable[str]) -> str | None:
+    """The choice that ``name`` is but for its case and its separators; None without any."""
+    listed = list(choices)
+    if name in listed:
         return name
-    if isinstance(name, str):
-        text = _spelled(name)
-        own = {_spelled(choice): choice for choice in choices}
-        found = _of(own, text) or _of(SPACING_ALIASES, text)
-        if found in choices:
-            return found
-    raise unknown(argument, name, choices, others=SPACING_ALIASES)
+    if not isinstance(name, str):
+        return None
+    return _of({_spelled(choice): choice for choice in listed}, _spelled(name))
 
 
 def unknown(

@@ -328,3 +328,12 @@ def test_a_command_says_the_total_on_standard_error(command, tmp_path):
     last = result.stderr.splitlines()[-1]
     done, of, total, *_ = last.split()
     assert (of, done) == ("of", total) and "\x1b" not in result.stderr
+
+
+def test_the_methods_of_the_demo_have_any_case(tmp_path):
+    out = f"--out={tmp_path}"
+    result = run("demo", "--samples=2", "--nfe=3", "--solvers=DDIM,DPM++_2M", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert [r["solver"] for r in json.loads(result.stdout)[1:]] == ["ddim", "dpm++2m"]
+    wrong = run("demo", "--solvers=unipc3s", out)
+    assert wrong.exit_code == 2 and "did you mean" in said(wrong)

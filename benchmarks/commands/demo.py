@@ -42,8 +42,10 @@ def demo(
     """
     from logsnr.benchmarks.comparison import RECORDS, Settings
     from logsnr.benchmarks.report import ERROR_PLOT, PICTURES, REPORT, verdict, write_report
+    from logsnr.solvers.names import as_spelled
 
-    names = METHODS if solvers == "all" else map(str.strip, solvers.split(","))
+    asked = METHODS if solvers == "all" else map(str.strip, solvers.split(","))
+    names = (as_spelled(name, METHODS) or name for name in asked)
     with options():
         settings = Settings(
             samples=samples,
