@@ -205,7 +205,7 @@ class Stepping:
         told, levels = self.timesteps.cpu(), course.levels([*course.nodes, course.end])
         table = Timetable(told, levels, course.nodes)
         table.show(self.timesteps, self.sigmas)
-        self._course, self._table = course, table
+        self._course, self._table, self.num_inference_steps = course, table, course.nfe
 
     def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
         """A new run from ``place`` to the end."""
