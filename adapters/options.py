@@ -163,6 +163,11 @@ def data_scale(config: Mapping[str, Any]) -> float:
     return float(config["sigma_data"]) if is_edm(config) else 1.0
 
 
+def _saturated(bound: float, x0: Tensor) -> Tensor:
+    # In diffusers the upper bound of the quantile wins over the lower, which is 1.
+    return x0.clamp(-bound, bound) / bound
+
+
 def _in_units(bound: Callable[[Tensor], Tensor], unit: float, x0: Tensor) -> Tensor:
     return bound(x0 * unit) / unit
 
@@ -171,10 +176,12 @@ def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """The hook on the data prediction, in units of `data_scale`, with every solver."""
     unit = data_scale(config)
     if config["thresholding"]:
-        ratio, maximum = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        ratio, maximum = config["dynamic_thresholding_ratio"], float(config["sample_max_value"])
+        small = 0 < maximum < 1
         with in_words({"ratio": "dynamic_thresholding_ratio", "maximum": "sample_max_value"}):
             # A quantile of 0 is the smallest value, and so is one next to it.
-            dynamic = DynamicThreshold(float(ratio) or sys.float_info.min, float(maximum))
+            usual = DynamicThreshold(float(ratio) or sys.float_info.min, 1.0 if small else maximum)
+        dynamic = partial(_saturated, maximum) if small else usual
         return dynamic if unit == 1 else partial(_in_units, dynamic, unit)
     if config["clip_sample"]:
         bound = float(config["clip_sample_range"]) / unit

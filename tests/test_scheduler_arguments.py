@@ -189,3 +189,20 @@ def test_the_memory_format_is_kept(solver, shape, kind, grad):
             x = y
         results.append(x)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("bounds", [
+    {"sample_max_value": 0.5}, {"dynamic_thresholding_ratio": 0.0, "sample_max_value": 2.0},
+    {"sample_max_value": 0.5, "dynamic_thresholding_ratio": 0.3},
+], ids=str)  # fmt: skip
+def test_thresholds_of_stock_at_their_limits(bounds):
+    stock = diffusers.DPMSolverMultistepScheduler(
+        **LATENT, thresholding=True, prediction_type="sample", **bounds
+    )
+    ours = PlanScheduler.from_config(stock.config, solver="dpm-solver++", keep_sampling=True)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(6)
+    assert_close(drive(ours, start()), drive(stock, start()), 3e-5)
+    for bad in ({"sample_max_value": -0.5}, {"dynamic_thresholding_ratio": 1.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}="):
+            PlanScheduler(thresholding=True, **bad).set_timesteps(5)
