@@ -23,6 +23,7 @@ from logsnr.solvers import (
     Denoiser,
     FlowMatching,
     VPLinear,
+    estimate_ems,
     make_plan,
     reference_solution,
     sample,
@@ -137,6 +138,30 @@ def test_a_network_that_writes_to_its_condition_is_named(scale):
     denoise = Denoiser(network, FLOW, "flow_prediction", **options)
     with pytest.raises(ValueError, match="condition 'y'"):
         sample(denoise, normal(3, 4), make_plan("ddim", FLOW, nfe=2))
+
+
+@pytest.mark.parametrize("way", ["difference", "jvp"])
+@pytest.mark.parametrize("write", WRITES)
+def test_the_estimation_of_statistics(write, way):
+    def clean(x, t):
+        return x / (1 + t.reshape(-1, 1) * x * x)
+
+    def dirty(x, t):
+        output = clean(x, t)
+        WRITES[write](x)
+        return output
+
+    data, given = normal(8, 4, seed=3), normal(8, 4, seed=3)
+    found = [
+        estimate_ems(
+            Denoiser(network, VPLinear(), network_time=lambda t: t), samples, jacobian=way,
+            derivative=way, nodes=4, samples=8, group=4,
+        )
+        for network, samples in ((clean, data), (dirty, given))
+    ]  # fmt: skip
+    for name in "lsb":
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+    assert torch.equal(given, data)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -202,6 +202,7 @@ def derivative_by_jvp(denoise: Denoiser, probe: Probe, v: Tensor) -> Tensor:
 def _jvp(
     function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
+    tangents = tuple(v.clone() for v in tangents)  # a network that writes to its input writes here
     # Of the attention kernels only the plain one knows forward mode.
     with sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
         output, tangent = torch.func.jvp(function, primals, tangents)[:2]

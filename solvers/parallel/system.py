@@ -51,6 +51,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from ..methods.pure_noise import is_pure_noise
 from ..plan import Coefficient, Node, Plan, Target
 from ..prediction import Linear, to_target
 
@@ -111,9 +112,9 @@ def gaussian_slope(target: Target, node: Node, data_scale: float) -> Coefficient
     """J = dg/dx at ``node`` for data N(0, data_scale^2), inf allowed; see the module's text."""
     u, w, q = target
     _, alpha, sigma = node
-    if math.isinf(data_scale) and alpha > 0:
+    if math.isinf(data_scale) and not is_pure_noise("data", node):
         return w / alpha + q
-    signal = alpha * data_scale**2 if alpha > 0 else 0.0
+    signal = 0.0 if is_pure_noise("data", node) else alpha * data_scale**2
     v = alpha * signal + sigma**2
     return q if v == 0 else u * (sigma / v) + w * (signal / v) + q
 
