@@ -370,6 +370,26 @@ def test_singular_ends_lie_outside_the_statistics(name, treatment):
     torch.testing.assert_close(result, point.expand(3, 4), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("treatment", ["published", "spline"])
+@pytest.mark.parametrize("distance", [1e-8, 1e-12, 1e-16])
+def test_a_start_near_pure_noise_needs_no_statistics(distance, treatment):
+    schedule = SCHEDULES["flow"]
+    ends = {"t_start": schedule.time(-2.5), "t_end": schedule.time(3.5)}
+    ems = smooth(EMS.degenerate(schedule, intervals=600, **ends).lam, 4)
+    inner = [*(schedule.time(lam) for lam in np.linspace(-2.5, 3.5, 8)), 0.0]
+    denoise = exact_denoiser(GAUSSIAN, schedule, "flow_prediction")
+    options = {"ems": ems, "treatment": treatment}
+    near, limit = (
+        sample(
+            denoise,
+            normal(3, 4),
+            make_plan("dpm-solver-v3", schedule, times=[start, *inner], **options),
+        )
+        for start in (1 - distance, 1.0)
+    )
+    torch.testing.assert_close(near, limit, rtol=0, atol=10 * distance + 1e-12)
+
+
 def test_two_nodes_on_one_node_of_the_statistics_are_refused():
     ems = on_schedule(20)
     with pytest.raises(ValueError, match="two nodes .* fall on node .*treatment='spline'"):
