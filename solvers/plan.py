@@ -70,6 +70,8 @@ class Target(NamedTuple):
 
 DATA = Target(0.0, 1.0, 0.0)
 NOISE = Target(1.0, 0.0, 0.0)
+VELOCITY = Target(1.0, -1.0, 0.0)
+"""eps - x0, the derivative of x in t along the straight path of flow matching."""
 
 
 class Noise(NamedTuple):
@@ -353,7 +355,7 @@ def _show(value: Coefficient) -> str:
 def _role(target: Target | None) -> str:
     if target is None:
         return ""
-    return {DATA: "x0", NOISE: "eps"}.get(target, "g") if _plain(target) else "g"
+    return {DATA: "x0", NOISE: "eps", VELOCITY: "v"}.get(target, "g") if _plain(target) else "g"
 
 
 def _plain(target: Target) -> bool:

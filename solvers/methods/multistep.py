@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..plan import DATA, NOISE, Coefficient, Node, Row, Target
+from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Row, Target
 from .pure_noise import is_pure_noise, only_first_order
 
 Weights = tuple[float, Sequence[float]]
@@ -42,7 +42,7 @@ Corrector = Callable[[Sequence[Node], Node], Weights | Step | None]
 """The same, returning one more b, for the evaluation at the node stepped to, at the end. It may
 leave out the oldest nodes; None leaves the predicted state as it is."""
 
-SPACES = {"data": DATA, "noise": NOISE}
+SPACES = {"data": DATA, "noise": NOISE, "velocity": VELOCITY}
 BEFORE = 1.0
 """In lambda; from 1 to 4 the results differ little."""
 
@@ -62,8 +62,11 @@ def exponential(space: str, start: Node, end: Node) -> tuple[float, float, float
 def first_order(target: Target, start: Node, end: Node) -> tuple[float, float]:
     """(a, b) of the first-order step, exact in both limits sigma_t = 0 and alpha_s = 0.
 
-    It is DDIM: the unique combination of x_s and one prediction that satisfies the identities.
+    It is DDIM: the unique combination of x_s and one prediction that satisfies the identities. The
+    velocity eps - x0 is for flow matching, where it is Euler's step in t.
     """
+    if target == VELOCITY:  # alpha + sigma = 1
+        return 1.0, end.sigma - start.sigma
     if target.eps == 0:
         a = end.sigma / start.sigma
         return a, end.alpha - a * start.alpha
@@ -84,8 +87,8 @@ def multistep(
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
-    ``space`` is "data", "noise", or a function to the target, of data predictions, at a node with
-    alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. The step to
+    ``space`` is "data", "noise", "velocity" (flow matching), or a function to the target, of data
+    predictions, at a node with alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. The step to
     sigma = 0 is of order 1, which is exact there, unless ``through_zero`` says that the predictor
     is finite there; a step between equal nodes leaves the state alone.
 
@@ -98,7 +101,8 @@ def multistep(
     kind = space if isinstance(space, str) else "data"
     keep_first = keep_first and space == "data"
     seen_at: dict[int, Node] = {}  # where an evaluation counts as made, if not at its own node
-    pure = [is_pure_noise(kind, node) for node in nodes]
+    # The velocity is there at pure noise too.
+    pure = [kind != "velocity" and is_pure_noise(kind, node) for node in nodes]
     rows = [Row(nodes[0], target=_target(space, nodes[0], pure[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
     base = newest = last_pure = 0
@@ -112,8 +116,8 @@ def multistep(
         last_pure = newest
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
         at = [seen_at.get(j, rows[j].node) for j in past]
-        first = only_first_order(kind, start, end) or end.lam == start.lam
-        first = first or (end.sigma == 0 and not through_zero)
+        first = kind != "velocity" and only_first_order(kind, start, end)
+        first = first or end.lam == start.lam or (end.sigma == 0 and not through_zero)
         if first:
             a, b = first_order(rows[newest].target or DATA, start, end)
             step, used = Step(a, [b]), [newest]
