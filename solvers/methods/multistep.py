@@ -88,9 +88,10 @@ def multistep(
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
     ``space`` is "data", "noise", "velocity" (flow matching), or a function to the target, of data
-    predictions, at a node with alpha > 0. With ``lower_order_final`` the order falls again to 1 at the last step. The step to
-    sigma = 0 is of order 1, which is exact there, unless ``through_zero`` says that the predictor
-    is finite there; a step between equal nodes leaves the state alone.
+    predictions, at a node with alpha > 0. With ``lower_order_final`` the order falls again to 1 at
+    the last step. The step to sigma = 0 is of order 1, which is exact there, unless
+    ``through_zero`` says that the predictor is finite there; a step between equal nodes leaves the
+    state alone.
 
     An evaluation at pure noise (see `pure_noise`) has no lambda. As published, it is used for the
     first step alone. With ``keep_first``, in data space, it stays: at the mean of both evaluations
