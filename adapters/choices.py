@@ -49,7 +49,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     typed = config.get("timestep_spacing") or AUTO
     spacing = find_spacing(typed, SPACINGS, "timestep_spacing")
     meant = {**config, "timestep_spacing": spacing}
-    parameters_of(meant, spacing_of(meant), 0.0)
+    parameters_of(meant, spacing_of(meant))
     if spacing != config.get("timestep_spacing"):
         stored["timestep_spacing"] = spacing
     return stored

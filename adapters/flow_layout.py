@@ -25,7 +25,7 @@ from logsnr.solvers import SPACINGS, Node, NoiseSchedule
 from logsnr.solvers.schedules import shift_time
 from logsnr.solvers.spacings import WHOLE_STEPS, training_steps
 
-from .location import flow_location
+from .location import location_of
 from .own_lists import is_own_list
 from .spacing import (
     LOGISTIC,
@@ -96,7 +96,7 @@ def _spaced(
     steps = int(config["num_train_timesteps"])
     if spacing in LOGISTIC:
         terminal = config.get("shift_terminal")
-        location = flow_location(resolution_shift(config, mu))
+        location = location_of(config, schedule, resolution_shift(config, mu))
         parameters = parameters_of(config, spacing, location)
         last = max(1 / steps, float(terminal or 0))
         return evaluation_times(
@@ -109,7 +109,7 @@ def _spaced(
         indices = training_steps(spacing, steps, n, offset=offset)
         return shifted(config, (indices + 1.0).clip(max=steps) / steps, mu)
     if spacing in BEFORE_SHIFT:
-        parameters = parameters_of(config, spacing, 0.0)
+        parameters = parameters_of(config, spacing)
         end = 0.0 if to_zero else 1 / steps
         t = SPACINGS[spacing](schedule, 1.0, end, n, parameters)[:n].numpy()
         return shifted(config, t, mu)
@@ -127,7 +127,7 @@ def _between(
     """As many times as ``t`` has between its ends, if the spacing has the ends for input."""
     if spacing in (*LOGISTIC, *WHOLE_STEPS, *BEFORE_SHIFT) or len(t) == 1:
         return t
-    parameters = parameters_of(config, spacing, 0.0)
+    parameters = parameters_of(config, spacing)
     high, low = float(t[0]), float(t[-1])
     if spacing in IN_T:
         return sigma_spacing(spacing, low, high, len(t), parameters.rho)

@@ -296,7 +296,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         last = self._runs.current
         run = self._runs.find(place, sample)
         if run is None or run.eta != eta:
-            run = self._begin(place, model_output, sample, eta)
+            run = self._begin(place, model_output, sample, eta, self._is_shown(timestep))
         elif run is not last:
             self._tell(run.place, run.nodes[run.place - run.begin :])
         run.generator, run.variance_noise = generator, variance_noise

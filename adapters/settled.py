@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .options import SOLVER_TYPES, UNIPC_VARIANTS, solver_name
+from logsnr.solvers.logistic import FEW
 
-# Up to so many evaluations a predictor-corrector of order 2 has the least error; beyond, the
-# history that Adams-Bashforth in sigma looks back on is smooth enough for order 3.
-FEW = 7
+from .noise_schedules import is_flow
+from .options import OTHER_SOLVER_TYPES, SOLVER_TYPES, UNIPC_VARIANTS, solver_name
+
 ORDERS = {"deis": 3, "ipndm": 3, "lms": 3}
 ORDER = 2
 
@@ -21,24 +21,20 @@ def settled(config: Mapping[str, Any], n: int | None = None) -> Mapping[str, Any
     """
     if config.get("solver") is not None and config.get("solver_order") is not None:
         return config
-    solver = config.get("solver")
-    if solver is None:
-        solver = _solver(config, n)
-    order = config.get("solver_order")
-    if order is None:
-        order = _order({**config, "solver": solver})
-    return {**config, "solver": solver, "solver_order": order}
+    named = {**config, "solver": config.get("solver") or _solver(config, n)}
+    if config.get("solver_order") is None:
+        named["solver_order"] = ORDERS.get(solver_name(named), ORDER)
+    return named
 
 
 def _solver(config: Mapping[str, Any], n: int | None) -> str:
     kind = config.get("solver_type")
     if kind in SOLVER_TYPES or config.get("euler_at_final"):
         return "dpm-solver++"
+    if kind in OTHER_SOLVER_TYPES:
+        return "deis"
     asked = kind in UNIPC_VARIANTS or config.get("disable_corrector")
     if asked or not config.get("predict_x0", True) or not config.get("lower_order_final", True):
         return "unipc"
-    return "unipc" if n is None or n <= FEW else "ipndm"
-
-
-def _order(config: Mapping[str, Any]) -> int:
-    return ORDERS.get(solver_name(config), ORDER)
+    # From 8 evaluations on, the velocity of a flow is smooth enough to be extrapolated.
+    return "ipndm" if is_flow(config) and n is not None and n > FEW else "unipc"

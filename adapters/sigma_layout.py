@@ -15,7 +15,7 @@ import numpy as np
 from logsnr.solvers import SPACINGS, Node
 from logsnr.solvers.spacings import WHOLE_STEPS
 
-from .location import variance_preserving_location
+from .location import location_of
 from .noise_schedules import discrete_schedule
 from .sigma_models import SigmaModel, is_edm
 from .spacing import (
@@ -58,8 +58,7 @@ def _spaced(
     config: Mapping[str, Any], schedule: SigmaModel, solver: str, n: int, to_zero: bool
 ) -> list[float]:
     spacing, flag = spacing_of(config), flagged_spacing(config)
-    unit = schedule.sigma_data
-    parameters = parameters_of(config, spacing, variance_preserving_location(config, unit))
+    parameters = parameters_of(config, spacing, location_of(config, schedule))
     if flag is not None:
         low, high = schedule.sigma_min, schedule.sigma_max
         return sigma_spacing(flag, low, high, n, parameters.rho).tolist()
@@ -75,7 +74,7 @@ def _spaced(
         return [n.sigma / n.alpha for n in at_steps(discrete, steps.astype(np.float64))]
     ends = schedule.t_start, schedule.t_end
     times = evaluation_times(spacing, schedule, *ends, n, to_zero=to_zero, parameters=parameters)
-    return (times * unit).tolist()
+    return (times * schedule.sigma_data).tolist()
 
 
 def training_levels(config: Mapping[str, Any], schedule: SigmaModel, steps: int) -> list[float]:

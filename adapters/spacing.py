@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from logsnr.solvers import SPACINGS, NoiseSchedule
-from logsnr.solvers.logistic import logistic_lams
+from logsnr.solvers.logistic import default_scale, logistic_lams
 from logsnr.solvers.names import unknown
-from logsnr.solvers.spacings import WHOLE_STEPS, Parameters
+from logsnr.solvers.spacings import LOGISTIC, WHOLE_STEPS, Parameters
 
 from .sigma_models import is_edm
 
 AUTO = "auto"
-LOGISTIC = (AUTO, "logistic")
 FLAGS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -76,7 +75,7 @@ def one_grid(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in config.items() if key not in GRID_KEYS or key in given}
 
 
-def parameters_of(config: Mapping[str, Any], spacing: str, location: float) -> Parameters:
+def parameters_of(config: Mapping[str, Any], spacing: str, location: float = 0.0) -> Parameters:
     """The numbers of the config's spacing; ``location`` where it gives none.
 
     Raises ValueError for one that is out of range, or that ``spacing`` does not have.
@@ -117,7 +116,7 @@ def evaluation_times(
             math.inf if to_zero else lowest,
             n,
             parameters.location,
-            parameters.scale,
+            default_scale(schedule, n) if parameters.scale is None else parameters.scale,
             highest=lowest,
         )
         times = schedule.time(lams)

@@ -21,7 +21,7 @@ from logsnr.solvers import DiscreteVP, Node
 from logsnr.solvers.grids import snapped
 from logsnr.solvers.spacings import WHOLE_STEPS, training_steps
 
-from .location import variance_preserving_location
+from .location import location_of
 from .noise_schedules import sigma_range
 from .spacing import (
     LOGISTIC,
@@ -68,7 +68,7 @@ def step_layout(
             f"{left} training steps"
         )
     spacing, flag = spacing_of(config), flagged_spacing(config)
-    parameters = parameters_of(config, spacing, variance_preserving_location(config))
+    parameters = parameters_of(config, spacing, location_of(config, schedule))
     if spacing in WHOLE_STEPS:
         indices = spaced_steps(config, spacing, solver, schedule, n)
         return [*at_steps(schedule, indices), end], indices.astype(float).tolist()

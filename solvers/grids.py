@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .logistic import default_location
 from .names import find_spacing
 from .plan import Node
 from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding, shift_time
-from .spacings import SCALE, SPACINGS, WHOLE_STEPS, Parameters
+from .spacings import LOGISTIC, SPACINGS, WHOLE_STEPS, Parameters
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Grid:
     ----------
     spacing : a key of ``SPACINGS``; ignored if ``explicit`` is given.
     rho : exponent of the karras spacing.
-    location, scale : centre and width of the logistic spacing, in lambda.
+    location, scale : centre and width of the logistic spacing, in lambda; None is what is best
+        known, for which the shift moves the location and nothing else.
     shift : resolution shift of flow matching; 1 leaves the grid as it is.
     snap : move the evaluations of a spaced grid to whole training steps (DiscreteVP only), for
         networks that take integer timesteps; where two fall on one step they spread to the next.
@@ -43,7 +45,7 @@ class Grid:
     spacing: str = "auto"
     rho: float = 7.0
     location: float | None = None
-    scale: float = SCALE
+    scale: float | None = None
     shift: float = 1.0
     snap: bool = False
     explicit: tuple[Node, ...] | None = None
@@ -55,7 +57,7 @@ class Grid:
             return
         object.__setattr__(self, "spacing", find_spacing(self.spacing, SPACINGS))
         check_range(self.schedule, self.t_start, self.t_end)
-        self.parameters.check_used_by(self.spacing)
+        Parameters(self.rho, self.location, self.scale).check_used_by(self.spacing)
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift={self.shift!r}: need a positive number")
         if self.shift != 1 and not isinstance(self.schedule, FlowMatching):
@@ -71,7 +73,19 @@ class Grid:
     @property
     def parameters(self) -> Parameters:
         """The numbers of the spacing."""
-        return Parameters(self.rho, self.location, self.scale)
+        location = self.location
+        if self._finds_location:
+            location = default_location(self.schedule, shift=self.shift)
+        return Parameters(self.rho, location, self.scale)
+
+    @property
+    def _finds_location(self) -> bool:
+        """Whether the shift tells the location, and moves no times."""
+        return self.spacing in LOGISTIC and self.location is None
+
+    @property
+    def _shift_of_times(self) -> float:
+        return 1.0 if self._finds_location else self.shift
 
     @property
     def intervals(self) -> int | None:
@@ -88,8 +102,8 @@ class Grid:
         if self.spacing not in WHOLE_STEPS:
             # The ends as they were given, not as a round trip through lambda returns them.
             times[0], times[-1] = self.t_start, self.t_end
-        if self.shift != 1:
-            times = shift_time(times, self.shift)
+        if self._shift_of_times != 1:
+            times = shift_time(times, self._shift_of_times)
         if isinstance(self.schedule, DiscreteVP) and self.snap:
             times = snapped(self.schedule, times)
         return nodes_at(self.schedule, times)
@@ -105,7 +119,7 @@ class Grid:
         spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
         finite = math.isfinite(start.lam) and math.isfinite(end.lam)
         spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]
-        shift = self.shift if spaced else 1.0
+        shift = self._shift_of_times if spaced else 1.0
         first, last = (shift_time(t, 1 / shift) for t in (start.t, end.t))
         times = shift_time(spacing(self.schedule, first, last, n, self.parameters), shift)
         if isinstance(self.schedule, DiscreteVP) and self.snap:

@@ -14,7 +14,6 @@ from .grids import Grid, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import NoiseSchedule
-from .spacings import SCALE
 
 Build = Callable[..., Plan]
 Metadata = Callable[[Mapping[str, Any]], int]
@@ -105,7 +104,7 @@ def make_plan(
     t_end: float | None = None,
     rho: float = 7.0,
     location: float | None = None,
-    scale: float = SCALE,
+    scale: float | None = None,
     shift: float = 1.0,
     snap: bool = False,
     denoise_to_zero: bool = False,
@@ -143,7 +142,7 @@ def make_plan(
         (name, values), *_ = explicit.items()
         ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end, "snap": snap or None}
         ruled |= {"shift": None if shift == 1 else shift, "rho": None if rho == 7 else rho}
-        ruled |= {"location": location, "scale": None if scale == SCALE else scale}
+        ruled |= {"location": location, "scale": scale}
         for key, value in ruled.items():
             if value is not None:
                 raise ValueError(f"{key}={value!r} was given beside {name}, which is the grid")

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .logistic import SCALE, default_location, logistic_lams
+from .logistic import default_location, default_scale, logistic_lams
 from .schedules import DiscreteVP, NoiseSchedule
 
 
@@ -49,19 +49,19 @@ class Parameters:
     ----------
     rho : exponent of "karras".
     location, scale : of "logistic" and "auto", in lambda; None is what is best known for the
-        schedule, see `default_location`.
+        schedule, see `default_location` and `default_scale`.
 
     Raises ValueError for a value that is out of range.
     """
 
     rho: float = 7.0
     location: float | None = None
-    scale: float = SCALE
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho={self.rho!r}: need a positive number")
-        if not 0 < self.scale < math.inf:
+        if self.scale is not None and not 0 < self.scale < math.inf:
             raise ValueError(f"scale={self.scale!r}: need a positive number")
         if self.location is not None and not math.isfinite(self.location):
             raise ValueError(f"location={self.location!r}: need a finite lambda, or None")
@@ -134,7 +134,8 @@ def _logistic(schedule: NoiseSchedule, start: float, end: float, n: int, p: Para
     location = default_location(schedule) if p.location is None else p.location
     highest = schedule.lam(1 / schedule.steps) if isinstance(schedule, DiscreteVP) else math.inf
     ends = schedule.lam(start), schedule.lam(end)
-    times = schedule.time(logistic_lams(*ends, n, location, p.scale, highest))
+    scale = default_scale(schedule, n) if p.scale is None else p.scale
+    times = schedule.time(logistic_lams(*ends, n, location, scale, highest))
     times[0], times[-1] = start, end  # also where lambda is infinite
     return times
 
@@ -220,6 +221,7 @@ def training_steps(
     return indices[count - n :][::-1].copy()
 
 
+LOGISTIC = ("auto", "logistic")
 WHOLE_STEPS = ("leading", "trailing", "linspace")
 
 SPACINGS: dict[str, Spacing] = {
