@@ -13,6 +13,7 @@ from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
+from .location import location_of
 from .noise_schedules import is_flow
 from .options import in_config_words, solver_name, solver_options
 from .settled import settled
@@ -49,7 +50,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     typed = config.get("timestep_spacing") or AUTO
     spacing = find_spacing(typed, SPACINGS, "timestep_spacing")
     meant = {**config, "timestep_spacing": spacing}
-    parameters_of(meant, spacing_of(meant))
+    parameters_of(meant, spacing_of(meant), location_of(meant, _GRID.schedule))
     if spacing != config.get("timestep_spacing"):
         stored["timestep_spacing"] = spacing
     return stored

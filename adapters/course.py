@@ -19,7 +19,6 @@ from .config import Config
 from .description import Description
 from .ems_file import check_fits
 from .layout import Layout, layout
-from .location import for_size
 from .options import solver_options, table_changes
 from .plans import nfe_through, plan_for, steps_spent
 
@@ -110,16 +109,13 @@ def lay_out(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     mu: float | None = None,
-    size: float | None = None,
 ) -> Course:
     """The course of ``n`` evaluations, or of those that are listed; see `layout`.
 
-    ``size`` is the side length of small images, for the default grid.
-
     Raises ValueError naming the argument or the key of the config that is wrong.
     """
-    schedule, solver, sized = description.schedule, description.solver, for_size(config, size)
-    result = layout(sized, schedule, solver, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
+    schedule, solver = description.schedule, description.solver
+    result = layout(config, schedule, solver, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if solver not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
         return course(config, description, result)
     _check(description, result)
@@ -128,7 +124,7 @@ def lay_out(
     steps = steps_spent(schedule, solver, result.nodes, n, options)
     # Steps near pure noise may be of one evaluation, so that it can take more of them.
     for count in range(steps, n + 1):
-        whole = layout(sized, schedule, solver, count, mu=mu)
+        whole = layout(config, schedule, solver, count, mu=mu)
         try:
             return course(config, description, result, whole)
         except ValueError:

@@ -31,7 +31,16 @@ MODEL_KEYS = (
     "sigma_max",
     "timestep_type",
 )
-OUR_OWN = ("solver", "ems", "exact_sigmas", "location", "scale", "stock_class", "replaced")
+OUR_OWN = (
+    "solver",
+    "ems",
+    "exact_sigmas",
+    "location",
+    "scale",
+    "sample_size",
+    "stock_class",
+    "replaced",
+)
 
 
 def defaults(scheduler: type) -> Mapping[str, Any]:

@@ -62,6 +62,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     prediction_type : None is the velocity for flow models and epsilon otherwise.
     timestep_spacing : a name of ``logsnr.solvers.SPACINGS``. "auto" is the logistic grid.
     location, scale : its centre and its width in lambda; None is what is best known.
+    sample_size : the side of the images that the network makes, which tells the location for
+        those of up to 32 (``pipe.unet.config.sample_size``).
     final_sigmas_type : "zero" or "sigma_min"; None follows ``set_alpha_to_one`` for
         ``solver="ddim"`` and is "zero" otherwise.
     shift : makes this a flow-matching scheduler, as FlowMatchEulerDiscreteScheduler's;
@@ -112,6 +114,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "auto",
         location: float | None = None,
         scale: float | None = None,
+        sample_size: float | None = None,
         steps_offset: int = 0,
         final_sigmas_type: str | None = None,
         set_alpha_to_one: bool | None = None,
@@ -296,7 +299,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         last = self._runs.current
         run = self._runs.find(place, sample)
         if run is None or run.eta != eta:
-            run = self._begin(place, model_output, sample, eta, self._is_shown(timestep))
+            run = self._begin(place, model_output, sample, eta)
         elif run is not last:
             self._tell(run.place, run.nodes[run.place - run.begin :])
         run.generator, run.variance_noise = generator, variance_noise

@@ -21,7 +21,6 @@ from .arguments import tensor
 from .course import Course, called, lay_out, training_course
 from .drive import Drive
 from .ems_file import check_shape
-from .location import finds_location, image_size
 from .rewritten import rewritten
 from .runs import Runs
 from .timetable import Timetable
@@ -147,7 +146,7 @@ class Stepping:
             table.untouched(self.timesteps, self.sigmas)
             and self.config.edition is course.description.edition
             and (self._kept is None or version(self._kept[0]) == self._kept[1])
-            and self.num_inference_steps == course.nfe
+            and self.num_inference_steps in (course.nfe, None)
         ):
             return
         if course.description is not self._description:
@@ -169,7 +168,8 @@ class Stepping:
         if not table.untouched(self.timesteps, self.sigmas):
             self._hear_times(course, table)
         n, laid_out = self.num_inference_steps, (self._course or course).nfe
-        if n != laid_out and n != len(self.timesteps):
+        # Over the timesteps of training there is no such number.
+        if n is not None and n != laid_out and n != len(self.timesteps):
             raise ValueError(
                 f"num_inference_steps={n} was set, but {laid_out} are laid out: call set_timesteps"
             )
@@ -208,15 +208,8 @@ class Stepping:
         table.show(self.timesteps, self.sigmas)
         self._course, self._table, self.num_inference_steps = course, table, course.nfe
 
-    def _is_shown(self, timestep: Any) -> bool:
-        """Whether the caller reads ``timesteps`` as they are written, not a copy."""
-        return self._table is not None and self._table.is_view(timestep)
-
-    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float, shown: bool) -> Drive:
-        """A new run from ``place`` to the end.
-
-        ``shown`` says that the caller reads ``timesteps`` as they are written, not a copy.
-        """
+    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
+        """A new run from ``place`` to the end."""
         if not sample.is_floating_point():
             raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
         if output.device != sample.device:
@@ -226,10 +219,6 @@ class Stepping:
         if description.ems is not None:
             check_shape(description.ems, tuple(sample.shape[1:]))
         self._check_level(place, sample)
-        if place == 0 and shown and self._fit(sample):
-            course = self._course
-            levels = course.levels([*course.nodes, course.end])
-            self._table.rewrite(0, course.nodes, course.told(course.nodes), levels)
         plan = self._course.plan(place, self._table.nodes, eta)
         self._tell(place, called(plan))
         run = Drive(
@@ -245,21 +234,6 @@ class Stepping:
         )
         self._runs.begin(run)
         return run
-
-    def _fit(self, sample: Tensor) -> bool:
-        """Put the default grid where it is best for images of this size; the first time stays.
-
-        Returns whether there is another course since.
-        """
-        assert self._course is not None
-        if self._asked is None or not finds_location(self.config):
-            return False
-        size = image_size(sample)
-        if size == self._asked.get("size"):
-            return False
-        self._asked = {**self._asked, "size": size}
-        self._course = lay_out(self.config, self._course.description, **self._asked)
-        return True
 
     def _check_level(self, place: int, sample: Tensor) -> None:
         """ValueError for a state that is known to be noisier than at ``place``."""

@@ -8,6 +8,7 @@ from .ems import EMS
 from .estimation import estimate_ems, estimation
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
+from .logistic import default_location
 from .parallel import ParallelStats, sample_parallel
 from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from .prediction import PREDICTIONS
@@ -58,6 +59,7 @@ __all__ = [
     "VPLinear",
     "VarianceExploding",
     "cite",
+    "default_location",
     "estimate_ems",
     "estimation",
     "make_plan",

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from .schedules import FlowMatching, NoiseSchedule
 
-LARGEST_IMAGE = 32
-"""The side of the largest images for which the size tells the location. Larger arrays are mostly
-latents, which were made to look alike at every size."""
 FEW = 7
 """Evaluations up to which the grid of a flow is narrower."""
+LARGEST_IMAGE = 32
 
 
 def default_location(
@@ -34,16 +32,23 @@ def default_location(
 
     Parameters
     ----------
-    shift : the resolution shift of a flow model.
-    size : the side length of the images, up to `LARGEST_IMAGE`, None where it is not known. A
-        coarser look averages noise away, so the location of a variance-preserving model falls
-        by the logarithm of the size.
+    shift : the resolution shift of a flow model. It was chosen for many equal steps of t; here it
+        counts for a fifth.
+    size : the side length of the images, None where it is not known. For images of up to 32 it
+        tells the location of a variance-preserving model: a coarser look averages noise away.
+        Larger arrays are mostly latents, which were made to look alike at every size.
+
+    Raises ValueError unless shift > 0 and size > 0.
     """
-    small = size is not None and size <= LARGEST_IMAGE
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift={shift!r}: need a positive number")
+    if size is not None and not 0 < size < math.inf:
+        raise ValueError(f"sample_size={size!r}: need a positive number")
     if isinstance(schedule, FlowMatching):
-        # A shift belongs to the size that it was chosen for, which is not a small one.
-        return 0.6 - (0.2 if small else 0.55) * math.log(shift)
-    return 0.7 - math.log(size / 8) if size is not None and small else -0.3
+        return 0.6 - 0.2 * math.log(shift)
+    if size is not None and size <= LARGEST_IMAGE:
+        return 0.7 - math.log(size / 8)
+    return -0.5
 
 
 def default_scale(schedule: NoiseSchedule, n: int) -> float:

@@ -55,6 +55,7 @@ KEYS: dict[str, tuple[dict, object]] = {
     "use_lu_lambdas": (LATENT, True),
     "location": (LATENT, 0.6),
     "scale": (LATENT, 1.0),
+    "sample_size": (LATENT, 8),
     "sigma_min": ({**LATENT, "use_karras_sigmas": True}, 0.1),
     "sigma_max": ({**LATENT, "use_karras_sigmas": True}, 10.0),
     "thresholding": (LATENT, True),

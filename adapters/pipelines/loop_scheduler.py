@@ -146,8 +146,6 @@ class LoopScheduler(PlanScheduler):
                     f"({', '.join(TIME_ARGUMENTS)}), so its samples cannot be told different times"
                 )
             kind: Callable[..., Driver] = OneByOne if self.algorithm.groups is None else Batches
-            if place == 0 and self._is_shown(timestep):
-                self._fit(sample)
             loop = self._loop(place)
             driver = kind(self.algorithm, loop, sample, self._convert, self.counts)
             self.driver = driver
