@@ -112,6 +112,10 @@ class StockAttributes:
         key = "flow_shift" if self.config["shift"] is None else "shift"
         return float(self.config[key])
 
+    @shift.setter
+    def shift(self, shift: float) -> None:
+        self.set_shift(shift)
+
     def set_shift(self, shift: float) -> None:
         """Another resolution shift, from the next ``set_timesteps`` on; ValueError unless > 0."""
         key = "flow_shift" if self.config["shift"] is None else "shift"

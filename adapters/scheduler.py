@@ -19,6 +19,7 @@ A saved pipeline stores this module's dotted name; it must not be renamed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,6 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         )
         self._asked = asked
         self._follow(course, table)
-        self._begin_index = None
 
     @torch.compiler.disable  # a run is a generator; compiled, it would be traced at every step
     def step(
@@ -374,6 +374,13 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         following = told[place + 1] if place + 1 < len(told) else None
         check_others(others, following, self._description.method["solver_order"])
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # diffusers reads a key of the config also as an attribute of the scheduler.
+        if name in _keys():
+            self.config[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def _internal_dict(self) -> Config:
         try:
@@ -412,3 +419,9 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)
+
+
+@cache
+def _keys() -> frozenset[str]:
+    """The keys of the config that are not attributes of their own."""
+    return frozenset(defaults(PlanScheduler)) - frozenset(dir(PlanScheduler))

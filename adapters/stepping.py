@@ -38,7 +38,7 @@ class Stepping:
 
     _course: Course | None = None
     _table: Timetable | None = None
-    _begin_index: int | None = None
+    _begins: int | None = None  # what set_begin_index was given
     _index: int | None = None  # what the caller has set _step_index to
     _wanted: int | None = None  # where the caller said that the next step is
     _asked: dict[str, Any] | None = None  # what the timesteps were laid out by
@@ -62,7 +62,7 @@ class Stepping:
         self._course, self._table, self._runs = course, table, Runs()
         self.timesteps, self.sigmas = table.timesteps, table.sigmas
         self.num_inference_steps = course.nfe
-        self._index = self._wanted = None
+        self._begins = self._index = self._wanted = None
         self._first = 0
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -74,13 +74,24 @@ class Stepping:
                 f"begin_index={begin_index}: the run has {n} evaluations, and at least one must "
                 "remain; with a strength, num_inference_steps * strength must be at least 1"
             )
-        self._begin_index = begin_index
-        self._runs, self._index, self._wanted = Runs(), None, self._first + begin_index
+        self._begins, self._runs = begin_index, Runs()
+        self._index, self._wanted = None, self._first + begin_index
 
     @property
     def begin_index(self) -> int | None:
         """What ``set_begin_index`` was given since the last ``set_timesteps``."""
-        return self._begin_index
+        return self._begins
+
+    @property
+    def _begin_index(self) -> int | None:
+        return self._begins
+
+    @_begin_index.setter
+    def _begin_index(self, index: int | None) -> None:
+        if index is None:
+            self._begins = self._wanted = None
+        else:
+            self.set_begin_index(index)
 
     @property
     def step_index(self) -> int | None:

@@ -82,6 +82,7 @@ UNREAD = {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", 
 WAYS = {
     "attribute": lambda scheduler, key, value: setattr(scheduler.config, key, value),
     "item": lambda scheduler, key, value: scheduler.config.__setitem__(key, value),
+    "of the scheduler": setattr,
     "register": lambda scheduler, key, value: scheduler.register_to_config(**{key: value}),
 }
 

@@ -348,6 +348,17 @@ def test_the_step_index_says_which_of_equal_times_is_meant():
     assert scheduler.step_index == 3
 
 
+def test_the_begin_index_can_be_written_and_forgotten():
+    scheduler = laid_out("unipc")
+    scheduler._begin_index = 3
+    assert scheduler.begin_index == 3 and scheduler.step_index is None
+    with pytest.raises(ValueError, match="was set to 3"):
+        step(scheduler, 0, start())
+    scheduler._begin_index = None
+    assert scheduler.begin_index is None
+    assert torch.equal(step(scheduler, 4, start()), begun("unipc", 4, start()))
+
+
 def test_a_begin_index_that_the_timestep_denies_is_refused():
     scheduler = laid_out("unipc")
     scheduler.set_begin_index(3)
