@@ -1,7 +1,8 @@
 """What a caller wrote into ``timesteps`` and ``sigmas`` after they were laid out, as a course.
 
-The timesteps say where the network is called, so the nodes follow them: a time that was there
-before keeps its node, any other has that of the model's schedule. Sigmas that were changed too are
+The timesteps say where the network is called, so the nodes follow them, as those of the list that
+``set_timesteps`` takes. A slice is a part of the run as it was, and so is what a run under way has
+behind it. Sigmas that were changed too are
 the noise levels of these times, whatever the two say of each other, as in diffusers. Sigmas alone
 cannot be followed, because the network would be told times of other levels; only their last entry
 can, where the run ends.
@@ -21,8 +22,12 @@ from .layout import Layout, check_nodes, node_of_level, node_told
 from .timetable import Timetable
 
 
-def rewritten(before: Course, table: Timetable, timesteps: Tensor, sigmas: Tensor) -> Course | None:
+def rewritten(
+    before: Course, table: Timetable, timesteps: Tensor, sigmas: Tensor, done: int = 0
+) -> Course | None:
     """The course by the values of ``timesteps`` and ``sigmas``; None if they are the old ones.
+
+    The first ``done`` nodes are kept where their times are.
 
     Raises ValueError for values that no run can follow.
     """
@@ -34,11 +39,7 @@ def rewritten(before: Course, table: Timetable, timesteps: Tensor, sigmas: Tenso
     config, schedule = before.config, before.schedule
     nodes, end = list(table.nodes), before.end
     if new_times and not new_levels:
-        known = _known(table, told)
-        nodes = [
-            known[time].pop(0) if known.get(time) else node_told(config, schedule, time)
-            for time in told
-        ]
+        nodes = _told_nodes(before, table, told, done)
     else:
         if len(levels) not in (len(told), len(told) + 1):
             raise ValueError(
@@ -64,15 +65,16 @@ def rewritten(before: Course, table: Timetable, timesteps: Tensor, sigmas: Tenso
     return after
 
 
-def _known(table: Timetable, told: Sequence[float]) -> dict[float, list[Node]]:
-    """The nodes of the table by time, in order; only those of a part that is ``told`` as it is."""
-    n, parts = len(told), range(table.nfe - len(told) + 1)
-    begin = next((k for k in parts if table.told[k : k + n] == list(told)), None)
-    part = slice(0, None) if begin is None else slice(begin, begin + n)
-    known: dict[float, list[Node]] = {}
-    for time, node in zip(table.told[part], table.nodes[part], strict=True):
-        known.setdefault(time, []).append(node)
-    return known
+def _told_nodes(before: Course, table: Timetable, told: Sequence[float], done: int) -> list[Node]:
+    """The nodes of other times; a slice of the table, and its beginning, have their own."""
+    n = len(told)
+    for k in range(table.nfe - n + 1):
+        if table.told[k : k + n] == list(told):
+            return table.nodes[k : k + n]
+    while done > 0 and list(told[:done]) != table.told[:done]:
+        done -= 1
+    new = [node_told(before.config, before.schedule, time) for time in told[done:]]
+    return [*table.nodes[:done], *new]
 
 
 def _values(name: str, tensor: Tensor) -> list[float]:

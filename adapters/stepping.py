@@ -187,10 +187,11 @@ class Stepping:
 
     def _hear_times(self, course: Course, table: Timetable) -> None:
         timesteps, sigmas = tensor("timesteps", self.timesteps), tensor("sigmas", self.sigmas)
-        first = table.slice_at(timesteps, sigmas)
+        first, place = table.slice_at(timesteps, sigmas), self._runs.place or 0
+        done = place + 1 if 0 < place < table.nfe else 0
         if first is not None:
             table.show_slices(timesteps, sigmas)
-        elif (after := rewritten(course, table, timesteps, sigmas)) is None:
+        elif (after := rewritten(course, table, timesteps, sigmas, done)) is None:
             table.show(timesteps, sigmas)
         else:
             levels = after.levels([*after.nodes, after.end])

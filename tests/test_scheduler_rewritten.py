@@ -99,6 +99,26 @@ def test_times_that_are_written_are_times_that_were_given(solver, kind, write):
     assert torch.equal(scheduler.sigmas, expected.sigmas)
 
 
+@pytest.mark.parametrize("spacing", ["auto", "karras", "logsnr", "linspace"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_other_time_makes_them_a_list_that_was_given(solver, spacing):
+    """Also on grids whose nodes lie between the training steps that the network is told."""
+    scheduler = laid_out({**LATENT, "timestep_spacing": spacing}, solver)
+    scheduler.timesteps[4] += 3
+    expected = given_times(LATENT, solver, scheduler.timesteps)
+    assert_close(loop(scheduler), loop(expected), 1e-12)
+    # In the middle of a run its own nodes are kept, so that the state is still at its level.
+    scheduler, x = laid_out({**LATENT, "timestep_spacing": spacing}, solver), start()
+    nodes = scheduler._nodes[:3]
+    with torch.no_grad():
+        for k in range(8):
+            t = scheduler.timesteps[k]
+            x = scheduler.step(network(x, t), t, x).prev_sample
+            if k == 1:
+                scheduler.timesteps[4] += 3
+    assert scheduler._nodes[:3] == nodes and scheduler._nodes[3:] == expected._nodes[3:]
+
+
 @pytest.mark.parametrize("count", [1, 3, 12])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_list_of_another_length(solver, count):
