@@ -13,6 +13,7 @@ from torch import Tensor
 from logsnr.solvers import Evaluation, Node, Noise, Plan
 from logsnr.solvers.executors import Mark, TensorRows
 from logsnr.solvers.prediction import to_data
+from logsnr.solvers.registry import find_solver
 from logsnr.solvers.run import executor_for, proceed, version
 
 
@@ -61,7 +62,7 @@ class Drive:
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
         self.differentiable = differentiable
-        self.eta = eta
+        self.eta, self.takes_eta = eta, "eta" in find_solver(plan.solver).defaults
         self.begin = self.place = place
         self.nodes: list[Node] = [plan.rows[k].node for k in plan.evaluated]
         self.executor = executor_for(plan, sample, self._handed_on, differentiable=differentiable)

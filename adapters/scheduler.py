@@ -298,7 +298,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
             self._check_others(others, place)
         last = self._runs.current
         run = self._runs.find(place, sample)
-        if run is None or run.eta != eta:
+        if run is None or (run.eta != eta and run.takes_eta):
             run = self._begin(place, model_output, sample, eta)
         elif run is not last:
             self._tell(run.place, run.nodes[run.place - run.begin :])

@@ -382,6 +382,16 @@ def test_eta_is_heard_at_every_step():
         assert_close(y, x, 2e-5)
 
 
+@pytest.mark.parametrize("solver", ["unipc", "dpm-solver++", "heun"])
+def test_a_solver_without_eta_goes_on_whatever_it_is(solver):
+    scheduler, expected = laid_out(solver), laid_out(solver)
+    x = y = start()
+    for place, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(network(x, t), t, x, eta=0.1 * place).prev_sample
+        y = step(expected, place, y)
+    assert torch.equal(x, y)
+
+
 # --- times that are none of the run's
 
 OFF_GRID = [450, -5, float("nan"), float("inf"), 1e9, 0.999, 499.0, torch.tensor(450)]
