@@ -37,9 +37,9 @@ from .spacing import (
 )
 
 # Spacings of t between its ends, in diffusers' sense of sigma.
-IN_T = ("karras", "exponential", "beta")
+IN_T = ("karras", "exponential", "beta", "kl_optimal")
 # Rules for t itself, which the shift moves afterwards.
-BEFORE_SHIFT = ("time", "quadratic")
+BEFORE_SHIFT = ("time", "quadratic", "linear_quadratic")
 # Rules that stand instead of what pipelines hand over unasked; "linspace" is diffusers' own, which
 # takes it.
 INSTEAD = (*LOGISTIC, *BEFORE_SHIFT, "leading", "trailing")

@@ -32,6 +32,7 @@ FLAGS = {
 GRID_KEYS = ("timestep_spacing", *FLAGS, "sigma_schedule", "rho")
 EDM_SCHEDULES = ("karras", "exponential")
 # The published tables have one entry more than evaluations.
+TO_THE_END = ("linear_quadratic",)  # whose last level is the end of the run, sigma = 0 too
 TABLES = tuple(name for name in SPACINGS if name.startswith("ays-"))
 
 
@@ -122,14 +123,15 @@ def evaluation_times(
         times = schedule.time(lams)
         times[0] = start
         return times[:n].numpy()
-    intervals = n if spacing in TABLES or not to_zero else n - 1
+    intervals = n if spacing in (*TABLES, *TO_THE_END) or not to_zero else n - 1
     if intervals == 0:
         return np.array([start])
+    end = 0.0 if to_zero and spacing in TO_THE_END else last
     try:
-        times = SPACINGS[spacing](schedule, start, last, intervals, parameters)
+        times = SPACINGS[spacing](schedule, start, end, intervals, parameters)
     except ValueError as error:
         raise ValueError(f"timestep_{error}") from error
-    times[0], times[-1] = start, last
+    times[0], times[-1] = start, end
     return times[:n].numpy()
 
 
@@ -145,7 +147,7 @@ def final_sigma(config: Mapping[str, Any], solver: str) -> str:
 
 
 def sigma_spacing(name: str, low: float, high: float, n: int, rho: float = 7.0) -> np.ndarray:
-    """n values from ``high`` to ``low``: "karras", "beta", or "exponential" (= "logsnr")."""
+    """n values from ``high`` to ``low``: "karras", "beta", "kl_optimal" or "exponential"."""
     ramp = np.linspace(0, 1, n)
     if name == "karras":
         values = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
@@ -153,6 +155,8 @@ def sigma_spacing(name: str, low: float, high: float, n: int, rho: float = 7.0) 
         from scipy.stats import beta
 
         return low + beta.ppf(1 - ramp, 0.6, 0.6) * (high - low)
+    elif name == "kl_optimal":
+        values = np.tan(np.arctan(high) + ramp * (np.arctan(low) - np.arctan(high)))
     else:
         values = np.exp(np.log(high) + ramp * (np.log(low) - np.log(high)))
     values[0] = high

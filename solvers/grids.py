@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,7 +159,7 @@ def node_at(schedule: NoiseSchedule, t: float) -> Node:
     return Node(t, schedule.alpha(t), schedule.sigma(t))
 
 
-def as_numbers(name: str, values: float | Sequence[float] | Tensor) -> Tensor:
+def as_numbers(name: str, values: float | Sequence[float] | np.ndarray | Tensor) -> Tensor:
     """The argument ``name`` as float64, or ValueError.
 
     Nodes are numbers, so that a gradient with respect to them would be lost in silence.
@@ -170,6 +171,8 @@ def as_numbers(name: str, values: float | Sequence[float] | Tensor) -> Tensor:
             f"{name} requires grad, but plans have no gradient with respect to their nodes: give "
             f"{name}.detach(), or fit coefficients with Plan.with_coefficients"
         )
+    if isinstance(values, np.ndarray):
+        values = np.ascontiguousarray(values)  # torch takes none that is turned round, as [::-1]
     try:
         return torch.as_tensor(values, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:

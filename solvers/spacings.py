@@ -7,6 +7,7 @@ Most are uniform in some function of t,
     logsnr        lambda                         (DPM-Solver); also called "exponential", since
                                                  it is uniform in log(sigma / alpha)
     karras        (sigma / alpha)^(1 / rho)      (Karras et al. 2022, eq. 5; rho = 7)
+    kl_optimal    arctan(sigma / alpha)          ("Align Your Steps", the solution for a Gaussian)
 
 three are those of pipelines on a schedule of N training steps (Lin et al. 2023, table 2), which
 put the n evaluations on whole steps and then end at t_end,
@@ -18,7 +19,11 @@ the logistic grid puts them at equal shares of a distribution over lambda (see `
     logistic      with ``location`` and ``scale``
     auto          the same, where nothing is said: the default of ``make_plan``
 
-and the others are quantiles or tables of sigma / alpha:
+and the others are quantiles, shares or tables of sigma / alpha (of sigma, also for kl_optimal,
+where the path is straight as in flow matching):
+
+    linear_quadratic
+                  `linear_quadratic` of the way from the first level to the last (Movie Gen)
 
     beta          quantiles of Beta(0.6, 0.6) between the ends (Lee et al. 2024)
     ays-sd15, ays-sdxl, ays-svd
@@ -119,6 +124,46 @@ def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parame
         )
     first, last = (math.exp(-schedule.lam(t) / p.rho) for t in (start, end))
     return schedule.time(-p.rho * torch.log(_line(first, last, n)))
+
+
+def _kl_optimal(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
+    straight = _straight(schedule, start, end)
+    first, last = (math.atan(_level(schedule, t, straight)) for t in (start, end))
+    return _at_levels(schedule, torch.tan(_line(first, last, n)), straight, start, end)
+
+
+def _linear_quadratic(
+    schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters
+) -> Tensor:
+    straight = _straight(schedule, start, end)
+    first, last = _level(schedule, start, straight), _level(schedule, end, straight)
+    if first == math.inf:
+        raise ValueError(
+            f"spacing='linear_quadratic' needs a finite sigma/alpha, but alpha = 0 at "
+            f"t_start={start!r}"
+        )
+    shares = torch.as_tensor(linear_quadratic(n))
+    return _at_levels(schedule, first + (last - first) * shares, straight, start, end)
+
+
+def _straight(schedule: NoiseSchedule, start: float, end: float) -> bool:
+    """Whether the schedule is the straight path of flow matching, alpha + sigma = 1."""
+    middle = (start + end) / 2
+    return abs(schedule.alpha(middle) + schedule.sigma(middle) - 1) < 1e-9
+
+
+def _level(schedule: NoiseSchedule, t: float, straight: bool) -> float:
+    """What pipelines call sigma: sigma of the straight path, sigma / alpha of others."""
+    return schedule.sigma(t) if straight else math.exp(-schedule.lam(t))
+
+
+def _at_levels(
+    schedule: NoiseSchedule, levels: Tensor, straight: bool, start: float, end: float
+) -> Tensor:
+    ratios = levels / (1 - levels) if straight else levels
+    times = schedule.time(-torch.log(ratios))
+    times[0], times[-1] = start, end  # where alpha or sigma may be 0
+    return times
 
 
 def _beta(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
@@ -233,6 +278,8 @@ SPACINGS: dict[str, Spacing] = {
     "exponential": _logsnr,
     "karras": _karras,
     "beta": _beta,
+    "kl_optimal": _kl_optimal,
+    "linear_quadratic": _linear_quadratic,
     "leading": _on_training_steps("leading"),
     "trailing": _on_training_steps("trailing"),
     "linspace": _on_training_steps("linspace"),

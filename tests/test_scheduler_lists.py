@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from scheduler_cases import LATENT, assert_close, drive, scheduler_for, start
@@ -89,3 +90,13 @@ def test_lists_that_pipelines_send_by_themselves(n):
 def test_other_lists_are_the_users():
     assert not is_own_list([1.0, 0.6])
     assert not is_own_list(SIGMAS)
+
+
+@pytest.mark.parametrize("times", [
+    np.array(TIMES[::-1])[::-1], np.array(TIMES, dtype=np.float32), np.array(TIMES)[::1],
+    torch.tensor(TIMES), tuple(TIMES), torch.tensor([TIMES, TIMES]).T[:, 0],
+], ids=["turned", "float32", "numpy", "torch", "tuple", "strided"])  # fmt: skip
+def test_lists_of_every_kind(times):
+    scheduler = scheduler_for("unipc")
+    scheduler.set_timesteps(timesteps=times)
+    assert scheduler.timesteps.tolist() == TIMES
