@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | clean. The first use creates .venv and installs the tested versions.
+# make demo | test | lint | bench | docs | clean. The first use creates .venv and installs the tested versions.
 
 PYTHON ?= $(shell command -v python3 || command -v python3.11)
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml setup.py constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/logsnr demo
@@ -18,6 +18,11 @@ lint: $(VENV)/.installed-dev build/mypy/logsnr
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Times of PlanScheduler's methods beside diffusers', in pairs of which the ratio counts.
+bench: $(VENV)/.installed-test
+	$(BIN)/pytest -q tests/speed/bench_scheduler.py --benchmark-warmup=on --benchmark-max-time=0.2 \
+		--benchmark-columns=median,rounds
 
 # The pages of docs/ as a site, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
 docs: $(VENV)/.installed-docs build/mypy/logsnr

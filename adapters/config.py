@@ -57,6 +57,16 @@ class Config(FrozenDict):
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def containers(self) -> list[Any]:
+        """The values that can change without a key being set: lists, the mapping of the solver."""
+        kept = self.__dict__.get("_containers")
+        if kept is None or kept[0] is not self.edition:
+            values = (value for key, value in self.items() if not key.startswith("_"))
+            found = [value for value in values if isinstance(value, list | dict)]
+            self.__dict__["_containers"] = kept = (self.edition, found)
+        return kept[1]
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]

@@ -48,18 +48,13 @@ class _Asked:
         self.config, self.asked = config, asked
         n = asked["n"]
         lists = (None if v is None else tuple(v) for v in (asked["timesteps"], asked["sigmas"]))
-        self.key = (config.edition, _inside(config), type(n), n, asked["mu"], *lists)
+        self.key = (config.edition, repr(config.containers), type(n), n, asked["mu"], *lists)
 
     def __hash__(self) -> int:
         return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Asked) and self.key == other.key
-
-
-def _inside(config: Config) -> str:
-    """The values that can change without a key being set: lists, and the mapping of the solver."""
-    return repr([value for value in config.values() if isinstance(value, list | dict)])
 
 
 @lru_cache(maxsize=KEPT)
