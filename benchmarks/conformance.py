@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -58,16 +60,14 @@ def read_cases(folder: str | Path, families: Sequence[str] | None = None) -> Ite
     tables_file = folder / "problems.npz"
     if not tables_file.is_file():
         raise ValueError(f"{folder} has no problems.npz: need a folder of reference cases")
-    with np.load(tables_file, allow_pickle=False) as file:
-        tables = dict(file)
+    tables = _arrays(tables_file)
     for name in family_names(folder) if families is None else families:
         if not (folder / f"{name}.json").is_file():
             raise ValueError(
                 f"family={name!r}: {folder} has {', '.join(family_names(folder)) or 'none'}"
             )
-        index = json.loads((folder / f"{name}.json").read_text())
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-            arrays = dict(file)
+        index = _index(folder / f"{name}.json")
+        arrays = _arrays(folder / f"{name}.npz")
         # Arrays that belong to the family and to no case, such as its statistics.
         owned = {key for entry in index["cases"] for key in entry["arrays"].values()}
         shared = {key: value for key, value in arrays.items() if key not in owned}
@@ -89,7 +89,22 @@ def read_cases(folder: str | Path, families: Sequence[str] | None = None) -> Ite
 def family_names(folder: Path) -> list[str]:
     """The families of a folder: its indices of cases, by name."""
     indices = sorted(path for path in folder.glob("*.json") if path.with_suffix(".npz").is_file())
-    return [path.stem for path in indices if "cases" in json.loads(path.read_text())]
+    return [path.stem for path in indices if "cases" in _index(path)]
+
+
+def _index(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: it holds no arrays") from error
 
 
 def compare(case: Case, model: Mixture) -> Comparison:

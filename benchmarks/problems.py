@@ -88,7 +88,10 @@ class Mixture:
     @classmethod
     def load(cls, path: str | Path) -> Mixture:
         """The mixture in a JSON file {"w": [K], "mu": [K][D], "s": [K]}."""
-        content = json.loads(Path(path).read_text())
+        try:
+            content = dict(json.loads(Path(path).read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
         missing = [key for key in ("w", "mu", "s") if key not in content]
         if missing:
             raise ValueError(f"{path} has no {missing[0]!r}: need w, mu and s of a mixture")

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -125,6 +126,34 @@ def test_a_damaged_tensor_is_one_line_that_names_the_file(command, tmp_path):
     assert result.exit_code == 1 and kept[0] in said(result) and "is damaged" in said(result)
     (tmp_path / kept[0]).unlink()
     assert run(command, *CHEAP[command], f"--out={tmp_path}").exit_code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"{}\n"])
+@pytest.mark.parametrize("name", ["journal", "settings.json", "group.f64", "total.f64"])
+def test_a_damaged_checkpoint_is_named(name, content, tmp_path):
+    assert run("ems", *CHEAP["ems"], f"--out={tmp_path}").exit_code == 0
+    (file,) = tmp_path.rglob(name)
+    file.write_bytes(content)
+    result = run("ems", *CHEAP["ems"], f"--out={tmp_path}")
+    assert result.exit_code != 0 and isinstance(result.exception, SystemExit)
+    assert "checkpoint" in said(result)
+    assert str(file).replace("/", "") in said(result).replace(" ", "").replace("/", "") or (
+        "not of this version" in said(result)
+    )
+
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("name", ["model.json", "problems.npz", "deis.json", "deis.npz"])
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"[1]"])
+def test_a_damaged_reference_case_is_named(name, content, tmp_path):
+    for kept in ("model.json", "problems.npz", "deis.json", "deis.npz"):
+        (tmp_path / kept).write_bytes((DATA / kept).read_bytes())
+    (tmp_path / name).write_bytes(content)
+    result = run("conformance", str(tmp_path))
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    assert name in said(result).replace(" ", "")
 
 
 @pytest.mark.parametrize("command", ["demo", "nfe", "parallel", "ems", "overhead", "order"])

@@ -39,7 +39,8 @@ class Records:
     ----------
     state : of the last commit; empty in a new folder.
 
-    Raises ValueError naming the settings that differ if the folder belongs to something else.
+    Raises ValueError naming the settings that differ if the folder belongs to something else, or
+    the file that is damaged.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Records:
         stored = read_settings(self.folder)
         if stored is not None:
             check_same(self.folder, stored, settings)
+            self._check_sizes()
             self._recover()
             return
         if any(self.folder.iterdir()) and not self._started():
@@ -92,14 +94,23 @@ class Records:
             file.seek(record.nbytes * index)
             file.write(np.ascontiguousarray(record).data)
 
+    def _check_sizes(self) -> None:
+        for name, shape in self.tables.items():
+            path, size = self._path(name), 8 * int(np.prod(shape))
+            if not path.exists() or path.stat().st_size != size:
+                raise _damaged(path, f"it should have {size} bytes")
+
     def _recover(self) -> None:
         journal = self.folder / _JOURNAL
         if not journal.exists():
             return
-        with open(journal, "rb") as file:
-            head = json.loads(file.readline())
-            shape = self.tables[head["table"]][1:]
-            record = np.frombuffer(file.read(), dtype=np.float64).reshape(shape)
+        try:
+            with open(journal, "rb") as file:
+                head = json.loads(file.readline())
+                shape = self.tables[head["table"]][1:]
+                record = np.frombuffer(file.read(), dtype=np.float64).reshape(shape)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(journal, error) from error
         self._write(head["table"], head["index"], record)
         self.state = head["state"]
 
@@ -119,12 +130,21 @@ class Records:
         os.replace(new, self.folder / name)
 
 
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(
+        f"checkpoint: {path} is damaged ({why}); remove the folder {path.parent}, to begin anew"
+    )
+
+
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """What the folder says it belongs to; None if it is new. ValueError for another format."""
     path = folder / _SETTINGS
     if not path.exists():
         return None
-    settings = json.loads(path.read_text())
+    try:
+        settings = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
     if settings.pop("format", None) != _FORMAT:
         raise ValueError(f"checkpoint={str(folder)!r} is not of this version ({_FORMAT})")
     return settings
