@@ -142,6 +142,18 @@ def test_a_damaged_checkpoint_is_named(name, content, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "a.png", "a.jpg", "a.tiff"])
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"\x89PNG\r\n\x1a\n\0\0", b"\x93NUMPY\1"])
+def test_data_that_cannot_be_read_are_named(name, content, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / name).write_bytes(content)
+    given = data / name if name.endswith(("npy", "safetensors")) else data
+    result = run("ems", "--prompt=4", *CHEAP["ems"], f"--data={given}", f"--out={tmp_path / 'o'}")
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    assert "--data" in said(result) and "cannot be read" in said(result)
+
+
 DATA = Path(__file__).parent / "data"
 
 

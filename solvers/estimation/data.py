@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..batches import Batch
@@ -221,13 +222,15 @@ def _from_path(path: Path, seed: int, shape: Sequence[int] | None) -> Data:
     if not path.is_file():
         raise ValueError(f"data={str(path)!r} does not exist: need a folder or a file")
     if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _readable(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.ndim < 2 or len(array) == 0:
             raise ValueError(f"data={str(path)!r} has shape {array.shape}: need (M, *event)")
         event, dtype = tuple(array.shape[1:]), event_of(array[0]).dtype
         return _indexed(lambda i: event_of(array[i]), len(array), event, seed, path.name, dtype)
     if path.suffix == ".safetensors":
-        file = safe_open(path, framework="pt")
+        with _readable(path):
+            file = safe_open(path, framework="pt")
         names = list(file.keys())
         if len(names) != 1:
             raise ValueError(f"data={str(path)!r} holds {names}: need a file with one tensor")
@@ -247,6 +250,15 @@ def _from_path(path: Path, seed: int, shape: Sequence[int] | None) -> Data:
     raise ValueError(f"data={str(path)!r}: need a folder of images, an .npy or .safetensors file")
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a reader of the file raises inside is a ValueError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, SyntaxError, SafetensorError) as error:
+        raise ValueError(f"data={str(path)!r} cannot be read: {error}") from error
+
+
 def _is_image(item: Any) -> bool:
     image = sys.modules.get("PIL.Image")  # whoever holds an image has imported it
     return image is not None and isinstance(item, image.Image)
@@ -260,17 +272,18 @@ def _from_images(folder: Path, seed: int, shape: Sequence[int] | None) -> Data:
         raise ValueError(f"shape={tuple(shape)}: need 1, 3 or 4 channels for images")
     from PIL import Image
 
-    with Image.open(files[0]) as first:
+    with _readable(files[0]), Image.open(files[0]) as first:
         channels = shape[0] if shape is not None else 1 if first.mode in ("1", "L", "I;16") else 3
         event = (channels, first.height, first.width)
 
     def load(i: int) -> Tensor:
-        with Image.open(files[i]) as image:
-            if (image.height, image.width) != event[1:]:
-                raise ValueError(
-                    f"data: {files[i].name} is {image.height} x {image.width}, {files[0].name} is "
-                    f"{event[1]} x {event[2]}: need images of one size"
-                )
-            return event_of(image.convert(MODES[channels]))
+        with _readable(files[i]), Image.open(files[i]) as image:
+            size, picture = (image.height, image.width), image.convert(MODES[channels])
+        if size != event[1:]:
+            raise ValueError(
+                f"data: {files[i].name} is {size[0]} x {size[1]}, {files[0].name} is "
+                f"{event[1]} x {event[2]}: need images of one size"
+            )
+        return event_of(picture)
 
     return _indexed(load, len(files), event, seed, "folder of images", torch.float32)
