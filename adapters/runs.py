@@ -87,14 +87,11 @@ class Runs:
         """The run that handed out ``sample``."""
         return next((run for run in self._all() if run.gave(sample)), None)
 
-    def place_of(self, sample: Tensor) -> int:
+    def places_of(self, sample: Tensor) -> list[int]:
         """Where ``sample`` is expected: where it was handed out for, or taken from, or next."""
-        for run in () if self.current is None else self._all():
-            if run.gave(sample):
-                return run.place
-            if run.took(sample):
-                return run.place - 1
-        return self.place or 0
+        given = [run.place for run in self._all() if run.gave(sample)]
+        taken = [run.place - 1 for run in self._all() if run.took(sample)]
+        return [*given, *taken, self.place or 0]
 
     def _all(self) -> Iterable[Drive]:
         latest_first = reversed(self._others)

@@ -134,7 +134,7 @@ class Stepping:
         assert table is not None
         place = table.place_of_view(timestep)
         if place is None:
-            expected = self._runs.place_of(sample) if wanted is None else wanted
+            expected = self._runs.places_of(sample) if wanted is None else [wanted]
             place = table.place_of_value(timestep, expected)
         if wanted is None or place == wanted:
             return place

@@ -130,14 +130,14 @@ class Timetable:
             return None
         return int(timestep.storage_offset() - self._offset) // self._stride
 
-    def place_of_value(self, timestep: Any, expected: int) -> int:
-        """Where a copy is: at the ``expected`` place if its value leaves a choice.
+    def place_of_value(self, timestep: Any, expected: Sequence[int]) -> int:
+        """Where a copy is: at the first of the ``expected`` places if its value leaves a choice.
 
         ValueError for a time that is none of the table's, and for one that occurs elsewhere twice.
         """
         value = _single(timestep)
-        if 0 <= expected < len(self.told) and self.told[expected] == value:
-            return expected
+        if 0 <= expected[0] < self.nfe and self.told[expected[0]] == value:
+            return expected[0]
         half = isinstance(timestep, Tensor) and timestep.dtype in HALF_TYPES
         found = self.places(value, timestep.dtype if half else None)
         if not found:
@@ -145,12 +145,13 @@ class Timetable:
                 f"timestep={value:g} is not one of the run's timesteps {_around(self.told, value)}"
                 ": hand over an entry of timesteps, or lay out others with set_timesteps"
             )
-        if len(found) == 1 or expected in found:
-            return expected if expected in found else found[0]
-        raise ValueError(
-            f"timestep={value:g} occurs more than once in timesteps: hand over an entry of "
-            "timesteps itself, not a copy, or call set_begin_index"
-        )
+        likely = [place for place in expected if place in found]
+        if not likely and len(found) > 1:
+            raise ValueError(
+                f"timestep={value:g} occurs more than once in timesteps: hand over an entry of "
+                "timesteps itself, not a copy, or call set_begin_index"
+            )
+        return (likely or found)[0]
 
     def places(self, value: float, kind: torch.dtype | None = None) -> list[int]:
         """Where ``value`` is told, as a number of the half-precision type ``kind``.

@@ -348,6 +348,15 @@ def test_the_step_index_says_which_of_equal_times_is_meant():
     assert scheduler.step_index == 3
 
 
+def test_the_next_of_equal_times_is_meant_after_the_one_before():
+    scheduler = scheduler_for("unipc")
+    scheduler.set_timesteps(timesteps=[900, 600, 600, 300])
+    x = start()
+    for time in (900, 600):  # the second from the very tensor that the first was made from
+        scheduler.step(x, time, x)
+    assert scheduler.step_index == 2
+
+
 def test_the_begin_index_can_be_written_and_forgotten():
     scheduler = laid_out("unipc")
     scheduler._begin_index = 3

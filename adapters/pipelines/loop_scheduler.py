@@ -285,7 +285,7 @@ class LoopScheduler(PlanScheduler):
         expected = self._begin_index if self._step_index is None else self._step_index
         seen = self._table.place_of_view(timestep)
         if expected is None:
-            return self._table.place_of_value(timestep, 0) if seen is None else seen
+            return self._table.place_of_value(timestep, [0]) if seen is None else seen
         if seen is not None:
             if seen == expected:
                 return expected
