@@ -254,11 +254,11 @@ def test_a_pipeline_without_a_reference_ends_the_command(monkeypatch, tmp_path, 
 
 def test_flow_models(tmp_path):
     subject = opened(*saved("sd3", tmp_path / "model"))
-    compared = study("stock", "ddim", "unipc", nfe=(4,), seeds=(0,))
+    compared = study("stock", "ddim:linspace", "unipc", nfe=(4,), seeds=(0,))
     found = findings(compared, subject, tmp_path)
     cells = found.cells
     # On the flow path an Euler step and a DDIM step are the same one, and the grids agree.
-    assert cells["ddim", 4].rmse == pytest.approx(cells["stock", 4].rmse, rel=1e-3)
+    assert cells["ddim:linspace", 4].rmse == pytest.approx(cells["stock", 4].rmse, rel=1e-3)
     assert cells["unipc", 4].rounding is None
     names = [contender.name for contender in default_contenders(subject.pipe.scheduler)]
     assert names == ["stock", "ddim", "dpm-solver++", "unipc", "unipc"]
