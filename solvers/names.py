@@ -90,6 +90,16 @@ SPACING_ALIASES = {
     "edm": "karras",
     "polyexponential": "exponential",
 }
+_STEPS = "it depends on the model and the solver what comes near; docs/pipelines.md says"
+SPACING_HINTS = {
+    "normal": _STEPS,
+    "sgm-uniform": _STEPS,
+    "ddim-uniform": _STEPS,
+    "simple": "trailing has the same training steps but for their rounding",
+    "ays": "there are 'ays-sd15', 'ays-sdxl' and 'ays-svd'",
+    "align-your-steps": "there are 'ays-sd15', 'ays-sdxl' and 'ays-svd'",
+}
+"""What other programs have under a name that is no spacing here, and what is nearest to it."""
 WRITTEN_BEHIND = ("karras", "exponential", "beta", "trailing", "leading")
 """Spacings that the web UI writes behind the name of a solver, as in "DPM++ 2M Karras"."""
 
@@ -149,7 +159,8 @@ def find_spacing(name: Any, offered: Iterable[str], argument: str = "spacing") -
     if found is None and isinstance(name, str):
         found = _of(SPACING_ALIASES, _spelled(name))
     if found not in choices:
-        raise unknown(argument, name, choices, others=SPACING_ALIASES)
+        hint = _of(SPACING_HINTS, _spelled(name)) if isinstance(name, str) else None
+        raise unknown(argument, name, choices, others=SPACING_ALIASES, hint=hint)
     return found
 
 

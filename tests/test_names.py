@@ -118,6 +118,16 @@ def test_the_nearest_name_is_suggested(ask, says):
         ask()
 
 
+@pytest.mark.parametrize("typed", ["normal", "SGM Uniform", "ddim_uniform", "simple", "AYS"])
+def test_spacings_of_other_programs_say_what_comes_near(typed):
+    for ask in (
+        lambda: make_plan("unipc", VP, nfe=5, spacing=typed),
+        lambda: PlanScheduler(timestep_spacing=typed),
+    ):
+        with pytest.raises(ValueError, match=f"{typed}.*; (it depends|trailing|there are)"):
+            ask()
+
+
 def test_options_have_their_other_names():
     expected = make_plan("unipc", VP, nfe=9, order=2, spacing="karras")
     plan = make_plan("unipc", VP, nfe=9, solver_order=2, timestep_spacing="Karras")
