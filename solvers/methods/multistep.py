@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Row, Target
-from .pure_noise import is_pure_noise, only_first_order
+from .pure_noise import is_pure_noise, only_first_order, single_evaluation
 
 Weights = tuple[float, Sequence[float]]
 
@@ -130,7 +130,7 @@ def multistep(
         rows.append(_row(end, (base, newest), used, step, _target(space, end, pure[i])))
         newest = len(rows) - 1
         corrected: Weights | Step | None = None
-        if corrector is not None and not first:
+        if corrector is not None and not first and not single_evaluation(kind, start, end):
             corrected = corrector(at, end)
         elif corrector is not None and keep_first and pure[i - 1] and not pure[i]:
             corrected = a, [b / 2, b / 2]

@@ -13,7 +13,7 @@ R = rho_s / rho_t below, loses twice:
   better, and multistep methods in noise space amplify rounding by about R - 1 a step.
 
 So states below a first bound are pure noise, and below a second one, where no published solver in
-noise space has its nodes, long steps are of first order. Shorter ones keep their order.
+noise space has its nodes, long steps take no second evaluation. Shorter ones keep their order.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ PURE = {"data": 9e-7, "noise": 1e-5}
 """alpha / sigma of the first bound. (diffusers starts UniPC, in data space, at 1e-6.)"""
 DEEP = 1 / 200
 """alpha / sigma of the second bound. (The published singlestep solvers start at 1/152.)"""
+STRAIGHT = 1 / 50
+"""The second bound on the straight path alpha + sigma = 1, where none of them is published."""
 LONG = math.log(2)
 """In lambda."""
 
@@ -35,7 +37,17 @@ def is_pure_noise(space: str, node: Node) -> bool:
     return node.alpha < PURE[space] * node.sigma
 
 
+def single_evaluation(space: str, start: Node, end: Node) -> bool:
+    """Whether evaluations within the step or at its end would make it worse."""
+    straight = abs(start.alpha + start.sigma - 1) < 1e-9
+    return _below(space, start, end, STRAIGHT if straight else DEEP)
+
+
 def only_first_order(space: str, start: Node, end: Node) -> bool:
-    """Whether the step is of first order: from pure noise, or long and near it in noise space."""
+    """Whether earlier evaluations, too, would make the step worse."""
+    return _below(space, start, end, DEEP)
+
+
+def _below(space: str, start: Node, end: Node, bound: float) -> bool:
     long = space == "noise" and end.lam - start.lam > LONG
-    return start.alpha < (DEEP if long else PURE[space]) * start.sigma
+    return start.alpha < (bound if long else PURE[space]) * start.sigma

@@ -29,7 +29,7 @@ from ..grids import Grid, node_at
 from ..plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from ..schedules import NoiseSchedule
 from .multistep import first_order
-from .pure_noise import only_first_order
+from .pure_noise import single_evaluation
 
 MAX_CHURN = math.sqrt(2) - 1
 VELOCITY = Target(1.0, -1.0, 0.0)
@@ -161,7 +161,7 @@ def layout(
 
 def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
     """Evaluations of every step: all stages where they exist and help, otherwise one."""
-    noisy = [not from_noise and only_first_order("noise", *step) for step in pairwise(nodes)]
+    noisy = [not from_noise and single_evaluation("noise", *step) for step in pairwise(nodes)]
     return [
         1 if end.sigma == 0 or single else stages
         for end, single in zip(nodes[1:], noisy, strict=True)
@@ -183,7 +183,7 @@ def _step(
 ) -> None:
     base, start = len(rows) - 1, rows[-1].node
     stage = VELOCITY if straight else NOISE
-    single = end.sigma == 0 or only_first_order("noise", start, end)
+    single = end.sigma == 0 or single_evaluation("noise", start, end)
     target = DATA if single and len(tableau.c) == 1 else stage
     rows[base] = replace(rows[base], target=target)
     outputs = [base]

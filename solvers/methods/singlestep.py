@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..grids import Grid
 from ..plan import DATA, Node, Row
 from .multistep import SPACES, first_order
-from .pure_noise import is_pure_noise, only_first_order
+from .pure_noise import is_pure_noise, single_evaluation
 
 Stage = Callable[[Sequence[Node], int, Sequence[int]], Row]
 
@@ -79,7 +79,7 @@ def _finite_parts(block: Sequence[Node], space: str) -> list[Sequence[Node]]:
         return [block[i : i + 2] for i in range(len(block) - 1)]
     if lams[-1] == math.inf:
         return [*_finite_parts(block[:-1], space), block[-2:]]
-    if only_first_order(space, block[0], block[-1]):
+    if single_evaluation(space, block[0], block[-1]):
         return [block[:2], *_finite_parts(block[1:], space)]
     return [block]
 
