@@ -71,6 +71,8 @@ class Runs:
         if current is None:
             return None
         if current.place == place and current.gave(sample):
+            if self._others:
+                self._let_go(current)
             return current
         for run in self._all():
             if run.place == place and run.gave(sample):
@@ -108,10 +110,15 @@ class Runs:
     def _switch(self, run: Drive) -> Drive:
         if self.current is not None and self.current is not run:
             self._others.append(self.current)
-        others = [other for other in self._others if other is not run]
+        self._others = [other for other in self._others if other is not run]
         self._left.update(
-            (other.place, other.shape) for other in others if other.shape == run.shape
+            (other.place, other.shape) for other in self._others if other.shape == run.shape
         )
-        others = [other for other in others if other.wanted or other.shape != run.shape]
-        self.current, self._others = run, others[-MOST:]
+        self.current = run
+        self._let_go(run)
         return run
+
+    def _let_go(self, current: Drive) -> None:
+        """Keep no run that nobody can go on with."""
+        others = (run for run in self._others if run.wanted or run.shape != current.shape)
+        self._others = list(others)[-MOST:]

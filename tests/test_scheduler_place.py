@@ -506,3 +506,19 @@ def test_the_states_of_several_views_are_exchanged(solver, separate):
         for k, x in enumerate(starts(3)):
             alone = drive(laid_out(solver), x)
             assert_close(whole[..., k * width : (k + 1) * width], alone, 1e-6)
+
+
+@pytest.mark.parametrize("solver", SOME, ids=str)
+def test_runs_that_nobody_can_go_on_with_are_let_go(solver):
+    """Jumps and repeated calls keep no history of what was left, while images in turn do."""
+    scheduler, x = laid_out(solver), start()
+    for place in [0, 1, 0, 1, 2, 1, 2, 3, 3, 3, 2, 3, 4]:
+        for _ in range(2):
+            x = step(scheduler, place, x + 0.1)
+            assert len(scheduler._runs._others) <= 1  # of the state that x was till now
+    states = [step(scheduler, 0, x) for x in starts(4)]
+    assert len(scheduler._runs._others) == 4  # of x and of the first three
+    del states, x
+    x = step(scheduler, 0, start())
+    step(scheduler, 1, x)
+    assert not scheduler._runs._others
