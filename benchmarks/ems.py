@@ -22,6 +22,8 @@ from logsnr.solvers.progress import Show
 EVENT = (1, 28, 28)
 """Of the embedded model."""
 FILE, CHECKPOINT = "ems.safetensors", "checkpoint"
+GROUPS = 16
+"""Evaluations in one iteration of a pipeline, unless another number is asked for."""
 STEPS = 10
 """Of the pipeline's call. The estimation takes its own number, on its own range."""
 FEWEST = 8
@@ -37,17 +39,18 @@ class Request:
     data: str | None
     nodes: int
     samples: int
-    batch_size: int
+    batch_size: int | None
     granularity: str
     jacobian: str
     seed: int
     stop: float | None
+    check: bool
     progress: Show = False
 
     @property
     def estimation(self) -> dict[str, Any]:
         """The arguments that both ways of an estimation take."""
-        names = ("nodes", "samples", "granularity", "seed", "stop")
+        names = ("nodes", "samples", "granularity", "seed", "stop", "check")
         return {name: getattr(self, name) for name in names}
 
 
@@ -107,7 +110,7 @@ def of_pipeline(request: Request, call_args: Mapping[str, Any], checkpoint: Path
     options = request.estimation
     algorithm = statistics(
         request.data,
-        groups=request.batch_size,
+        groups=GROUPS if request.batch_size is None else request.batch_size,
         **options,
         checkpoint=checkpoint,
         progress=request.progress,
@@ -127,6 +130,7 @@ def summary(found: EMS) -> dict[str, Any]:
     """What was found, as JSON values: medians over the coordinates of each node."""
     values: dict[str, Any] = {"about": dict(found.about), "event": list(found.event)}
     values["lam"] = found.lam.tolist()
+    values["verdict"] = None if found.verdict is None else found.verdict.to_json()
     for name in DEGENERATE:
         values[name] = medians(getattr(found, name))
         if found.errors:

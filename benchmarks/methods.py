@@ -76,7 +76,7 @@ METHODS: dict[str, Method] = {
     "dpm++3m": _ours("DPM++ 3M", "dpm-solver++", order=3),
     "unipc-2": _ours("UniPC-2", "unipc", order=2),
     "unipc-3": _ours("UniPC-3", "unipc", order=3),
-    "dpm-v3": _ours("DPM-Solver-v3", V3, order=3, **PSEUDO, treatment="spline"),
+    "dpm-v3": _ours("DPM-Solver-v3", V3, order=3, **PSEUDO, treatment="spline", fallback=False),
     PASTED: Method("PlanScheduler, nothing said", OURS),
     **_stock("stock-ddim", "DDIM", "DDIMScheduler", "trailing"),
     **_stock("stock-dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "trailing", "karras"),

@@ -5,7 +5,8 @@ from .bibliography import cite
 from .custom import CustomSchedule
 from .denoiser import Denoiser
 from .ems import EMS
-from .estimation import estimate_ems, estimation
+from .ems_verdict import Verdict
+from .estimation import check_ems, estimate_ems, estimation
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
 from .logistic import default_location
@@ -57,8 +58,10 @@ __all__ = [
     "Target",
     "VPCosine",
     "VPLinear",
+    "Verdict",
     "VarianceExploding",
     "cite",
+    "check_ems",
     "default_location",
     "estimate_ems",
     "estimation",

@@ -85,13 +85,13 @@ class Denoiser:
             return self._call_network(x, t)
         return self.threshold(self._data(x, t))
 
-    def evaluate_groups(self, x: Tensor, times: Sequence[float]) -> Tensor:
+    def evaluate_groups(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """``evaluate`` at P times in one network call: x (P, B, *event), group i at times[i].
 
         Each group is a whole batch: conditions with one entry a sample hold for every group.
         """
         groups, batch = x.shape[:2]
-        t = torch.tensor(times, dtype=torch.float64).repeat_interleave(batch)
+        t = torch.as_tensor(times, dtype=torch.float64).repeat_interleave(batch)
         return self._repeated(groups, batch).evaluate(x.flatten(0, 1), t).view_as(x)
 
     def _repeated(self, groups: int, batch: int) -> Denoiser:

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .ems_verdict import Verdict
 from .grids import check_range
 from .schedule_notes import same_schedule, schedule_note
 from .schedules import NoiseSchedule
@@ -54,6 +55,7 @@ class EMS:
     l, s, b : (N + 1, *event) float64; event axes of size 1 are shared by the coordinates, and
         without event axes one number a node holds for all.
     errors : standard errors of l, s and b under those keys, of the same shapes, if known.
+    verdict : whether they help, if that was checked (see `estimate_ems`, `check_ems`).
     about : where they came from: JSON values (schedule, t_start, t_end, samples, seed, ...).
         "schedule" is the schedule's ``repr``, "path" times and alpha at some lambda (see
         `schedule_note`); `fits` compares them.
@@ -67,6 +69,7 @@ class EMS:
     b: Tensor
     errors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         for name in ("lam", *DEGENERATE):
@@ -119,7 +122,10 @@ class EMS:
         Raises ValueError if ``about`` holds what JSON cannot say, or ``dtype`` cannot hold a value.
         """
         try:
-            body = json.dumps({"format": _FORMAT, "about": self.about}, allow_nan=False)
+            values = {"format": _FORMAT, "about": self.about}
+            if self.verdict is not None:
+                values["verdict"] = self.verdict.to_json()
+            body = json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"about={dict(self.about)!r}: need JSON values: {error}") from error
         tensors = {"l": self.l, "s": self.s, "b": self.b}
@@ -151,7 +157,8 @@ class EMS:
         names = [name for name in tensors if name.startswith("error_")]
         errors = {name.removeprefix("error_"): tensors.pop(name) for name in names}
         lam, l, s, b = (tensors[name] for name in ("lam", *DEGENERATE))
-        return cls(lam, l, s, b, errors, body["about"])
+        verdict = Verdict.from_json(body["verdict"]) if "verdict" in body else None
+        return cls(lam, l, s, b, errors, body["about"], verdict)
 
     @classmethod
     def from_npz(
@@ -213,7 +220,8 @@ class EMS:
         coordinates, that of q0. With too few samples tau^2 vanishes and the solver is
         DPM-Solver++; with many the factor goes to 1. One coordinate and ``window=0`` leave
         max(0, 1 - e^2 / (q - q0)^2). This is about the error of the statistics; that of the
-        samples follows it in the measurements of docs/solvers/dpm-solver-v3.md.
+        samples follows it in the measurements of docs/solvers/dpm-solver-v3.md. A verdict stays:
+        `check_ems` gives the shrunk statistics their own.
 
         Raises ValueError if the standard errors are not known.
         """

@@ -16,13 +16,20 @@ from typer.testing import CliRunner
 from logsnr.adapters import noise_schedule
 from logsnr.benchmarks import ems as command
 from logsnr.benchmarks.__main__ import app
+from logsnr.benchmarks.commands.ems import print_verdict
 from logsnr.benchmarks.comparison import schedule
 from logsnr.benchmarks.embedded import EMS_FILE, load_ems, load_unet
 from logsnr.benchmarks.ems import CHECKPOINT, FILE
 from logsnr.benchmarks.ems_plot import FEW, PLOT, figure
-from logsnr.solvers import EMS, make_plan
+from logsnr.solvers import EMS, Verdict, make_plan
 
-FEW_PROBES = ("--nodes=4", "--samples=8", "--granularity=scalar", "--jacobian=difference")
+FEW_PROBES = (
+    "--no-check",
+    "--nodes=4",
+    "--samples=8",
+    "--granularity=scalar",
+    "--jacobian=difference",
+)
 
 
 def run(*arguments: str):
@@ -95,6 +102,7 @@ def test_statistics_of_any_pipeline(tmp_path):
         "--nodes=4",
         "--samples=8",
         "--granularity=channel",
+        "--no-check",
     )
     assert result.exit_code == 0, result.output
     found = EMS.load(out / FILE)
@@ -159,6 +167,13 @@ def test_the_plot_shows_lines_or_quantiles(event):
     assert figure(EMS(lam, **values)).axes  # without errors
 
 
+def test_the_verdict_is_printed_with_what_a_plan_leaves_out(capsys):
+    verdict = Verdict((5, 10), {2: (0.125, 0.25)}, {2: (0.5, 0.0625)}, starts=16)
+    print_verdict(verdict)
+    printed = capsys.readouterr().out
+    assert "0.125 / 0.5 " in printed and "0.25 / 0.0625 *" in printed and "16 starts" in printed
+
+
 # The statistics that ship
 
 
@@ -167,5 +182,7 @@ def test_the_committed_statistics_fit_the_embedded_model():
     assert EMS_FILE.stat().st_size < 500_000
     ems.fits(schedule(), [schedule().lam(t) for t in (1.0, 1e-3)], (1, 28, 28))
     assert ems.errors.keys() == {"l", "s", "b"} and ems.about["samples"] >= 64
+    # Checked: good at few evaluations, not at many (docs/ems.md).
+    assert ems.verdict is not None and not ems.verdict.loses(3, 6) and ems.verdict.loses(3, 15)
     # Nearly linear in x where there is only noise, unlike that where the digit is clear.
     assert abs(ems.l[0].mean() - 1) < 0.02 and ems.l[-1].mean() < 0.8

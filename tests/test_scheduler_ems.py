@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ from tiny_pipelines import FAMILIES as PIPELINES
 import logsnr.adapters.ems_file
 from logsnr.adapters import PlanScheduler, noise_schedule, run_pipeline, statistics
 from logsnr.adapters.pipelines.statistics import LARGEST_SHIFT
-from logsnr.solvers import EMS, Denoiser, DiscreteVP, NoiseSchedule, make_plan, sample
+from logsnr.solvers import EMS, Denoiser, DiscreteVP, NoiseSchedule, Verdict, make_plan, sample
 
 V3 = "dpm-solver-v3"
 EVENTS = {"coordinate": SHAPE[1:], "channel": (SHAPE[1], 1, 1), "scalar": ()}
@@ -115,6 +116,22 @@ def test_the_nodes_of_every_spacing_lie_on_them_too(config, spacing, final):
     for nfe in (1, 4, 30):
         scheduler.set_timesteps(nfe)
         assert drive(scheduler, start()).isfinite().all()
+
+
+def test_statistics_that_lose_are_left_out_unless_the_solver_insists():
+    """The verdict is asked for the order and the number of evaluations of the run."""
+    errors = {2: (1.0, 1.0), 3: (1.0, 3.0)}
+    lost = Verdict((5, 6), errors, {2: (1.0, 1.0), 3: (1.0, 1.0)}, starts=16)
+    config = {**LATENT, "solver_order": 3}
+    ems = smooth(config)
+    losing = replace(ems, verdict=lost)
+    insisted, plain = (run_with(v3(config, e), {}) for e in (ems, None))
+    assert insisted != plain
+    with pytest.warns(UserWarning, match="order 3 at 6 NFE: .* 3 times"):
+        assert run_with(v3(config, losing), {}) == plain
+    assert run_with(v3(config, losing, {"name": V3, "fallback": False}), {}) == insisted
+    second = LATENT | {"solver_order": 2}
+    assert run_with(v3(second, losing), {}) == run_with(v3(second, ems), {})
 
 
 def test_degenerate_statistics_are_none():
@@ -327,7 +344,7 @@ def test_estimated_through_a_pipeline_with_guidance_and_used_there(name):
     pipe = family.build()
     config = pipe.scheduler.config
 
-    def latents(solver: str, steps: int, **options: Any) -> torch.Tensor:
+    def latents(solver: Any, steps: int, **options: Any) -> torch.Tensor:
         scheduler = PlanScheduler.from_config(
             config, solver=solver, timestep_spacing="logsnr", **options
         )
@@ -337,7 +354,9 @@ def test_estimated_through_a_pipeline_with_guidance_and_used_there(name):
 
     run = run_pipeline(
         pipe,
-        statistics(nodes=12, samples=8, groups=8, group=8, granularity="channel"),
+        statistics(
+            nodes=12, samples=8, groups=8, group=8, granularity="channel", check=name != "sd"
+        ),
         **family.arguments(),
         output_type="latent",
         num_inference_steps=4,
@@ -345,9 +364,11 @@ def test_estimated_through_a_pipeline_with_guidance_and_used_there(name):
     )
     ems = run.result
     assert ems.event == (4, 1, 1)
+    assert (ems.verdict is None) is (name == "sd")
     assert ems.about["t_start"] == (1.0 if name == "sd" else 1 - 1 / 16000)
     converged = latents("unipc", 40)
-    assert_close(latents(V3, 40, ems=ems), converged, 0.02)
+    insisting = {"name": V3, "fallback": False}
+    assert_close(latents(insisting, 40, ems=ems), converged, 0.02)
     if name == "sd":  # the network of sd3 is too far from smooth at random weights
         few = [(latents(V3, 6, ems=e) - converged).norm() for e in (ems, None)]
         assert few[0] < 0.9 * few[1]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from logsnr.solvers import FlowMatching
 from logsnr.solvers.estimation import OWN_NFE, estimation
+from logsnr.solvers.estimation.check import EVALUATIONS, MOST_STARTS
 from logsnr.solvers.estimation.ways import RIPPLE_STEP
 
 from .algorithm import Algorithm, Loop, Process
@@ -24,13 +25,15 @@ def statistics(
     samples: int = 256,
     groups: int = 8,
     lam_step: float = RIPPLE_STEP,
+    check: bool = True,
     **options: Any,
 ) -> Algorithm:
     """Empirical model statistics as ``estimate_ems``, for the latents of a pipeline and one prompt.
 
     The result is an `EMS`, for ``PlanScheduler(solver="dpm-solver-v3", ems=...)``; it belongs to
     the prompt's guidance scale. Nothing is sampled: call with ``output_type="latent"``. It takes
-    about 5 samples (nodes + 1) evaluations, ``groups`` of them in one iteration.
+    about 5 samples (nodes + 1) evaluations, and 640 a start for the check, ``groups`` of them in
+    one iteration.
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ def statistics(
     t_start, t_end : the range; by default all of training, wherever the pipeline begins and ends.
     lam_step : the step of the derivative along the ODE. The networks of pipelines embed their
         times by sines; the default averages over what ripple that leaves in their outputs.
-    nodes, samples, options : of ``estimate_ems``.
+    nodes, samples, check, options : of ``estimate_ems``.
     """
 
     def process(x: Tensor, loop: Loop) -> Process:
@@ -57,6 +60,7 @@ def statistics(
             shape=None if data is not None else x.shape[1:],
             dtype=x.dtype,
             device=x.device,
+            check=check,
             **options,
         )
 
@@ -64,6 +68,8 @@ def statistics(
     # Standard errors come from at least eight groups of samples, which bounds what goes together.
     together = min(groups, max(1, samples // 8))
     iterations = -(-samples // together) * (5 * (nodes + 3) + OWN_NFE)
+    if check:
+        iterations += -(-min(MOST_STARTS, samples) // groups) * EVALUATIONS
     return Algorithm(process, iterations=iterations, edits=False, groups=groups)
 
 

@@ -20,7 +20,7 @@ from logsnr.benchmarks.command_line import (
 )
 
 if TYPE_CHECKING:
-    from logsnr.solvers import EMS
+    from logsnr.solvers import EMS, Verdict
 
 SHOWN = 7
 """Values of lambda in the table."""
@@ -61,7 +61,13 @@ def ems(
         ),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of samples, noise and signs.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="States in one call of the network.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="States in one call of the network. Default: 16 through a pipeline, else as many "
+            "as memory holds."
+        ),
+    ] = None,
     height: Annotated[int | None, typer.Option(help="Height of the picture.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the picture.")] = None,
     call_args: Annotated[
@@ -74,6 +80,10 @@ def ems(
     shrink: Annotated[
         bool, typer.Option(help="Draw what is uncertain towards DPM-Solver++ (EMS.shrunk).")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(help="End with a comparison with DPM-Solver++, by which plans decide."),
+    ] = True,
     half: Annotated[
         bool, typer.Option(help="Store half precision: a quarter of the size, three digits.")
     ] = False,
@@ -123,6 +133,7 @@ def ems(
         jacobian=jacobian,
         seed=seed,
         stop=stop,
+        check=check,
         progress=watch,
     )
     with options():
@@ -140,6 +151,8 @@ def ems(
         typer.echo(json.dumps(summary(found) | {"file": str(out / FILE)}, indent=2))
         return
     print_table(found)
+    if found.verdict is not None:
+        print_verdict(found.verdict)
     wrote(out, (FILE, PLOT))
     typer.echo(f'  PlanScheduler.from_config(config, solver="dpm-solver-v3", ems="{out / FILE}")')
 
@@ -168,4 +181,27 @@ def print_table(found: EMS) -> None:
             for name in DEGENERATE
         )
         report.add_row(f"{found.lam[k]:.2f}", *cells)
+    Console().print(report)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """The errors of the check, with the statistics and with those of DPM-Solver++."""
+    from rich.console import Console
+    from rich.table import Table
+
+    report = Table(
+        title=f"relative error with / without the statistics, {verdict.starts} starts",
+        caption="* plans of this order and number of evaluations leave them out",
+    )
+    report.add_column("order", justify="right")
+    for nfe in verdict.nfe:
+        report.add_column(f"{nfe} NFE", justify="right")
+    for order, errors in verdict.own.items():
+        cells = (
+            f"{own:.3g} / {without:.3g}{' *' if verdict.loses(order, nfe) else ''}"
+            for nfe, own, without in zip(
+                verdict.nfe, errors, verdict.degenerate[order], strict=True
+            )
+        )
+        report.add_row(str(order), *cells)
     Console().print(report)

@@ -7,6 +7,7 @@ shares the work over processes.
 """
 
 from .arguments import OWN_NFE
+from .check import check_ems
 from .estimate import estimate_ems, estimation
 
-__all__ = ["OWN_NFE", "estimate_ems", "estimation"]
+__all__ = ["OWN_NFE", "check_ems", "estimate_ems", "estimation"]

@@ -32,7 +32,7 @@ def prepare(
     nodes: int,
     samples: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     group: int | None,
     granularity: str,
     stop: float | None,
@@ -42,7 +42,10 @@ def prepare(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> tuple[Setup, Data]:
-    """The checked arguments and the source of samples. No network is called."""
+    """The checked arguments and the source of samples. No network is called.
+
+    ``batch_size`` None, the number that fits memory, is left open: one state a call.
+    """
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule")
     check_prediction(prediction)
@@ -51,7 +54,7 @@ def prepare(
         ("nodes", nodes, 4),
         ("samples", samples, 1),
         ("seed", seed, 0),
-        ("batch_size", batch_size, 1),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
         ("group", 4 if group is None else group, 4),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -110,7 +113,7 @@ def prepare(
         source.event,
         samples,
         group,
-        min(batch_size, group),
+        batch_size or 1,
         seed,
         granularity,
         dtype or source.dtype,
@@ -143,12 +146,12 @@ def _own(
     return own_samples(plan, prediction, tuple(shape), dtype or torch.float32, seed, device)
 
 
-def trials(setup: Setup) -> list[Probe]:
-    """Probes near both ends and in the middle on which the two ways are compared."""
-    samples = range(min(4, setup.batch, setup.samples))
+def trial(setup: Setup) -> Probe:
+    """States near both ends and in the middle on which ways and steps are compared."""
+    samples = range(min(4, setup.group, setup.samples))
     drawn = [signs_and_noise(setup.seed, i, setup.event) for i in samples]
     n, signs = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     signs = signs.to(setup.device, setup.dtype)
     last = len(setup.nodes) - 1
     nodes = [setup.nodes[k] for k in (last // 8, last // 2, last - last // 8)]
-    return [Probe(setup.state(n, n, node), signs, node, samples) for node in nodes]
+    return Probe(setup.states(n, n, nodes), signs, nodes, samples)

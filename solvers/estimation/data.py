@@ -29,6 +29,8 @@ from .probes import SampleBatch
 Source = Callable[[range], Generator[Batch, Tensor, Tensor]]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+KEPT = 64
+"""Samples of an iterable that can be asked for again."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -36,13 +38,14 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 class Data:
     """A source of samples, the shape of one, and what it is called in ``about``.
 
-    ``dtype`` is that of the data as they came.
+    ``dtype`` is that of the data as they came; ``own`` says that the model draws them.
     """
 
     source: Source
     event: tuple[int, ...]
     name: str
     dtype: torch.dtype = torch.float32
+    own: bool = False
 
 
 def signs_and_noise(seed: int, sample: int, event: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -100,16 +103,8 @@ def own_samples(
             torch.randn(*event, dtype=torch.float64, generator=generator_of(seed, i, 1))
             for i in samples
         ]
-        x = (start.sigma * torch.stack(draws)).to(device, dtype)
-        process = run(plan, x, prediction)
-        evaluation = next(process)
-        while True:
-            output = yield SampleBatch(evaluation.x[None], [evaluation.node], samples)
-            try:
-                evaluation = process.send(output[0])
-            except StopIteration as stop:
-                x = stop.value
-                break
+        x_T = (start.sigma * torch.stack(draws)).to(device, dtype)
+        x = yield from sampled(plan, x_T, prediction, samples)
         if end.sigma == 0:
             return x.to("cpu", torch.float64)
         # What noise is left at the end would be added to that of every node.
@@ -117,7 +112,22 @@ def own_samples(
         out, state = to_data(prediction, end)
         return (out * output[0].double().cpu() + state * x.double().cpu()).to(torch.float64)
 
-    return Data(source, event, f"the model's own samples ({plan.solver}, {plan.nfe} NFE)", dtype)
+    name = f"the model's own samples ({plan.solver}, {plan.nfe} NFE)"
+    return Data(source, event, name, dtype, own=True)
+
+
+def sampled(
+    plan: Plan, x_T: Tensor, prediction: str, samples: range
+) -> Generator[Batch, Tensor, Tensor]:
+    """``sample`` as a generator of batches: ``plan`` from the starts x_T of ``samples``."""
+    process = run(plan, x_T, prediction)
+    evaluation = next(process)
+    while True:
+        output = yield SampleBatch(evaluation.x[None], [evaluation.node], samples)
+        try:
+            evaluation = process.send(output[0])
+        except StopIteration as stop:
+            return stop.value
 
 
 def event_of(item: Any) -> Tensor:
@@ -188,23 +198,32 @@ def _from_array(name: str, values: Tensor, seed: int) -> Data:
 
 
 def _streamed(data: Iterable[Any]) -> Data:
-    """Samples in the order that ``data`` gives them; what is skipped is read and dropped."""
+    """Samples in the order that ``data`` gives them; what is skipped is read and dropped.
+
+    The first few are kept: they are asked for once more, see `check`.
+    """
     stream: Iterator[Any] = iter(data)
     first = next(stream, None)
     if first is None:
         raise ValueError("data is empty: need at least one sample")
     event, dtype = tuple(event_of(first).shape), event_of(first).dtype
     held: list[Any] = [first]
+    kept: list[Any] = []
     position = 0
 
     def source(samples: range) -> Generator[Batch, Tensor, Tensor]:
         nonlocal position
         yield from ()  # a source is a generator; this one needs no evaluation
+        if samples.stop <= len(kept):
+            return _stack(
+                [event_of(entry) for entry in kept[: samples.stop][samples.start :]], samples, event
+            )
         if samples.start < position:
             raise ValueError("data: an iterable can be read once only: pass a fresh one")
         skipped = samples.start - position
         items = [*held, *islice(stream, max(0, skipped + len(samples) - len(held)))]
         held.clear()
+        kept.extend(items[: max(0, KEPT - position)])
         position = samples.stop
         if len(items) < skipped + len(samples):
             raise ValueError(

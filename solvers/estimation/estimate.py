@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path as Folder
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,16 +18,29 @@ from ..denoiser import Denoiser
 from ..ems import EMS
 from ..plan import Plan
 from ..progress import Show, progress_bar
-from ..registry import check_choice
+from ..registry import check_choice, check_kind
 from ..schedules import NoiseSchedule
-from .arguments import prepare, trials
+from .arguments import prepare, trial
+from .check import check as check_of
 from .conditions import check_conditions, conditioned
+from .data import Data
+from .memory import budget, bytes_of
 from .probes import Probe, SampleBatch, Steps
-from .process import process
+from .process import Estimation, Setup, process
 from .records import read_settings
 from .shared import World
-from .ways import WAYS, Ways, choose_ways, default_steps, differences, measure, ripples
+from .ways import (
+    WAYS,
+    Ways,
+    choose_step,
+    choose_ways,
+    default_steps,
+    differences,
+    measure,
+    ripples,
+)
 
+Result = TypeVar("Result")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -40,7 +53,7 @@ def estimate_ems(
     samples: int = 1024,
     *,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     group: int | None = None,
     granularity: str = "coordinate",
     jacobian: str = "auto",
@@ -52,11 +65,12 @@ def estimate_ems(
     plan: Plan | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    check: bool = True,
     progress: Show = False,
 ) -> EMS:
     """The empirical model statistics of a network, for ``make_plan("dpm-solver-v3", ems=...)``.
 
-    It takes about 5 samples (nodes + 1) evaluations of one state.
+    It takes about 5 samples (nodes + 1) evaluations of one state, and 640 a start for the check.
 
     Parameters
     ----------
@@ -72,7 +86,8 @@ def estimate_ems(
     nodes : number of intervals in lambda; ``ems.lam`` has nodes + 1 entries.
     samples : number of samples, at most.
     seed : of samples, noise and signs. The result depends on the seed, not on the batch size.
-    batch_size : states in one network call.
+    batch_size : states in one network call; by default as many as memory holds: half of what is
+        free on an accelerator, else 128 MB, or a quarter of what is free if that is less.
     group : samples behind one of the estimates whose scatter gives the standard errors; by
         default that of the checkpoint, else the largest power of two up to 32 that leaves eight
         groups.
@@ -94,6 +109,8 @@ def estimate_ems(
     shape : event shape of a sample; needed for data=None, else checked.
     plan : how the model's own samples are drawn; by default UniPC with 32 evaluations.
     dtype, device : of the states; by default those of the network's parameters, or of the data.
+    check : end with a comparison with the degenerate statistics, on 16 starts at 5 to 20
+        evaluations: ``ems.verdict``, by which a plan decides whether it uses the statistics.
     progress : show a progress bar; or what to call with the number of probes done and of all.
 
     Where torch.distributed is initialised, its processes share the work and all get the result,
@@ -132,26 +149,35 @@ def estimate_ems(
         dtype=dtype,
         device=device,
     )
+    check_kind("check", check, True)
     own_conditions = check_conditions(denoise, samples)
     denoise.check_input(torch.empty(0, *setup.event, dtype=setup.dtype, device=setup.device))
     precision = setup.dtype if denoise.dtype is None else denoise.dtype
     rippling = ripples(denoise.schedule, denoise.network_time)
     steps = default_steps(precision, lam_step, rippling=rippling)
 
-    def answer(request: Batch | Probe, ways: Ways) -> Any:
+    def answer(request: Batch | Probe, ways: Ways, rows: int) -> Any:
         assert isinstance(request, Probe | SampleBatch)
         here = conditioned(denoise, request.samples, samples)
-        evaluate = evaluator(here, max_groups=max(1, batch_size // len(request.samples)))
+        evaluate = evaluator(here, max_groups=max(1, rows // len(request.samples)))
         if isinstance(request, Probe):
             return measure(request, here, setup.path, ways, evaluate)
         return evaluate(request.x, [node.t for node in request.nodes])
 
+    def choose(ways: Ways, rows: int) -> Ways:
+        probe = trial(setup)
+        if lam_step is None and not rippling and derivative != "jvp":
+            chosen = choose_step(probe, denoise.prediction, setup.path, steps)
+            found, note = _drive(chosen, lambda batch: answer(batch, ways, rows))
+            ways = replace(ways, steps=found, note=note)
+        return choose_ways(ways, denoise, lambda ways: answer(probe, ways, rows))
+
     with torch.no_grad(), _folder(checkpoint) as folder:
-        ways = _stored_ways(folder, jacobian, derivative) or choose_ways(
-            Ways(jacobian, derivative, steps),
-            denoise,
-            [partial(answer, probe) for probe in trials(setup)],
-        )
+        stored = _stored(folder)
+        rows = batch_size or stored.get("rows") or _rows(denoise, setup, samples)
+        wanted = Ways(jacobian, derivative, steps)
+        ways = _agreed(_stored_ways(stored, wanted, lam_step) or choose(wanted, rows))
+        setup = replace(setup, rows=rows)
         settings = {**setup.settings, **ways.settings()}
         if own_conditions:
             settings["conditions"] = "one for each sample"
@@ -161,9 +187,8 @@ def estimate_ems(
         with progress_bar(
             samples * len(setup.nodes), World().rank == 0 and progress, unit="probe"
         ) as watch:
-            durable = checkpoint is not None
-            estimation = process(setup, source, folder, durable=durable, watch=watch)
-            return _drive(estimation, lambda request: answer(request, ways))
+            whole = _whole(setup, source, denoise.prediction, folder, checkpoint, check, watch)
+            return _drive(whole, lambda request: answer(request, ways, rows))
 
 
 def estimation(
@@ -187,6 +212,7 @@ def estimation(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     about: dict[str, Any] | None = None,
+    check: bool = True,
     progress: Show = False,
 ) -> Generator[Batch, Tensor, EMS]:
     """``estimate_ems`` without a network: a generator of `Batch` for any driver.
@@ -217,28 +243,72 @@ def estimation(
         dtype=dtype,
         device=device,
     )
-    steps = default_steps(setup.dtype, lam_step, rippling=ripples(schedule))
-    ways = Ways("difference", "difference", steps)
-    setup = replace(setup, settings={**setup.settings, **ways.settings(), **(about or {})})
+    check_kind("check", check, True)
+    rippling = ripples(schedule)
+    wanted = Ways(
+        "difference", "difference", default_steps(setup.dtype, lam_step, rippling=rippling)
+    )
     with (
         _folder(checkpoint) as folder,
         progress_bar(
             samples * len(setup.nodes), World().rank == 0 and progress, unit="probe"
         ) as watch,
     ):
-        durable = checkpoint is not None
-        inner = process(setup, source, folder, durable=durable, watch=watch)
-        request = next(inner)
+        ways = _stored_ways(_stored(folder), wanted, lam_step)
+        if ways is None and lam_step is None and not rippling:
+            chosen = choose_step(trial(setup), prediction, setup.path, wanted.steps)
+            steps, note = yield from chosen
+            ways = replace(wanted, steps=steps, note=note)
+        ways = _agreed(ways or wanted)
+        setup = replace(setup, settings={**setup.settings, **ways.settings(), **(about or {})})
+        whole = _whole(setup, source, prediction, folder, checkpoint, check, watch)
+        request = next(whole)
         while True:
             answer: Any
             if isinstance(request, Probe):
-                answer = yield from differences(request, prediction, setup.path, steps)
+                answer = yield from differences(request, prediction, setup.path, ways.steps)
             else:
                 answer = yield request
             try:
-                request = inner.send(answer)
+                request = whole.send(answer)
             except StopIteration as result:
                 return result.value
+
+
+def _whole(
+    setup: Setup,
+    source: Data,
+    prediction: str,
+    folder: Folder,
+    checkpoint: str | Folder | None,
+    check: bool,
+    watch: Callable[[int], None],
+) -> Estimation:
+    """The estimation and its check."""
+    durable = checkpoint is not None
+    ems = yield from process(setup, source, folder, durable=durable, watch=watch)
+    if check:
+        ems = yield from check_of(setup, source, ems, prediction, folder, durable=durable)
+    return ems
+
+
+def _rows(denoise: Denoiser, setup: Setup, samples: int) -> int:
+    """States in one call, by memory, and no more than there are at all."""
+    probe = trial(setup)
+    here = conditioned(denoise, probe.samples, samples)
+    each = bytes_of(lambda x: here.evaluate(x, probe.nodes[0].t), probe.x[0])
+    most = 3 * setup.group * len(setup.nodes)  # of a probe's three states
+    return max(1, min(budget(setup.device) // each, most))
+
+
+def _agreed(ways: Ways) -> Ways:
+    """What the first process found, in all: a borderline case may look different elsewhere."""
+    own = [ways.jacobian == "jvp", ways.derivative == "jvp", *ways.steps]
+    jacobian, derivative, *steps = World().broadcast(np.array(own, dtype=np.float64), 0)
+    names = ["jvp" if chosen else "difference" for chosen in (jacobian, derivative)]
+    return replace(
+        ways, jacobian=names[0], derivative=names[1], steps=Steps(*(float(s) for s in steps))
+    )
 
 
 def _check_no_dropout(denoise: Denoiser) -> None:
@@ -259,25 +329,26 @@ def _parameter(denoise: Denoiser) -> Tensor | None:
     return next((p for p in denoise.network.parameters() if p.is_floating_point()), None)
 
 
-def _stored_ways(folder: Folder, jacobian: str, derivative: str) -> Ways | None:
-    """What "auto" chose when the checkpoint was begun, so that a resumed run does the same."""
-    stored = read_settings(folder / f"process{World().rank}")
-    if stored is None or "auto" not in (jacobian, derivative):
+def _stored(folder: Folder) -> dict[str, Any]:
+    """The settings of an estimation that goes on."""
+    return read_settings(folder / f"process{World().rank}") or {}
+
+
+def _stored_ways(stored: dict[str, Any], wanted: Ways, lam_step: float | None) -> Ways | None:
+    """What was chosen when the checkpoint was begun, so that a resumed run does the same."""
+    if not stored:
         return None
     return Ways(
-        stored["jacobian"] if jacobian == "auto" else jacobian,
-        stored["derivative"] if derivative == "auto" else derivative,
-        Steps(*stored["steps"]),
+        stored["jacobian"] if wanted.jacobian == "auto" else wanted.jacobian,
+        stored["derivative"] if wanted.derivative == "auto" else wanted.derivative,
+        Steps(*stored["steps"]) if lam_step is None else wanted.steps,
         stored["derivatives"],
     )
 
 
 def _stored_group(checkpoint: str | Folder | None) -> int | None:
     """The group of an estimation that goes on, which more samples must not change."""
-    if checkpoint is None:
-        return None
-    stored = read_settings(Folder(checkpoint) / f"process{World().rank}")
-    return None if stored is None else stored["group"]
+    return None if checkpoint is None else _stored(Folder(checkpoint)).get("group")
 
 
 @contextmanager
@@ -290,7 +361,7 @@ def _folder(checkpoint: str | Folder | None) -> Iterator[Folder]:
         yield Folder(folder)
 
 
-def _drive(process: Generator[Any, Any, EMS], answer: Callable[[Any], Any]) -> EMS:
+def _drive(process: Generator[Any, Any, Result], answer: Callable[[Any], Any]) -> Result:
     try:
         request = next(process)
         while True:

@@ -1,4 +1,4 @@
-r"""What is measured at one state: v, the diagonal of the Jacobian, the derivative along the ODE.
+r"""What is measured at a state: v, the diagonal of the Jacobian, the derivative along the ODE.
 
 v = (alpha eps - sigma x0) / rho, rho^2 = alpha^2 + sigma^2, is the velocity of `statistics`. For a
 vector w of random signs (Rademacher) E[w * (J w)] = diag J, so one product with the Jacobian
@@ -15,17 +15,23 @@ For v1 the state is moved along x(lambda + d) = alpha' x0 + sigma' eps with the 
 state itself, which has the ODE's direction and needs no derivative of the schedule: central
 differences inside the grid and one-sided ones of the same order at its ends, so that the
 network is never called outside the range. Truncation errors are of second order in tau and d.
+
+A probe holds the states of the same samples at K nodes, so that a network that is small is called
+with many rows. Whatever depends on the node is a column (K, 1, ...) beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -46,19 +52,19 @@ class SampleBatch(Batch):
 
 @dataclass(slots=True)
 class Probe:
-    """A request to measure at states ``x`` (B, *event) of ``samples`` at ``node``.
+    """A request to measure at states ``x`` (K, B, *event) of ``samples``, x[k] at ``nodes[k]``.
 
     ``signs`` (B, *event) is w. Answered by `Measured`.
     """
 
     x: Tensor
     signs: Tensor
-    node: Node
+    nodes: Sequence[Node]
     samples: range
 
 
 class Measured(NamedTuple):
-    """v, w * (sigma d eps/dx w) and v1 at the states of a probe, each (B, *event)."""
+    """v, w * (sigma d eps/dx w) and v1 at the states of a probe, each (K, B, *event)."""
 
     velocity: Tensor
     jacobian: Tensor
@@ -80,6 +86,7 @@ class Path:
     schedule: NoiseSchedule
     first: float
     last: float
+    _stencils: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def node(self, lam: float) -> Node:
         """The node at lambda."""
@@ -88,7 +95,11 @@ class Path:
 
     def stencil(self, node: Node, step: float) -> tuple[float, list[tuple[float, Node]]]:
         """(weight at ``node``, [(weight, other node)]) of the derivative in lambda."""
-        lam = node.lam
+        if (node, step) not in self._stencils:  # every batch of samples asks for the same
+            self._stencils[node, step] = self._stencil(node.lam, step)
+        return self._stencils[node, step]
+
+    def _stencil(self, lam: float, step: float) -> tuple[float, list[tuple[float, Node]]]:
         step = min(step, (self.last - self.first) / 4)
         slack = 1e-9 * (self.last - self.first)
         if lam - step < self.first - slack:
@@ -102,6 +113,7 @@ class Path:
         return centre, list(zip(others, map(self.node, ends), strict=True))
 
 
+@lru_cache(maxsize=4096)  # every batch of samples asks for the same nodes
 def to_velocity(prediction: str, node: Node) -> Linear:
     """v as a linear function of the prediction and x at ``node``."""
     rho = math.hypot(node.alpha, node.sigma)
@@ -110,23 +122,32 @@ def to_velocity(prediction: str, node: Node) -> Linear:
     return Linear(out, x)
 
 
-def velocity(output: Tensor, x: Tensor, node: Node, prediction: str) -> Tensor:
-    """v from a network output at states x (B, *event), in float32 or better."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    out, state = to_velocity(prediction, node)
-    return out * output.to(precise) + state * x.to(precise)
+def columns(rows: Sequence[Sequence[Any]], like: Tensor) -> tuple[Tensor, ...]:
+    """Numbers of each node, as columns that multiply ``like`` (K, ...) in float32 or better."""
+    precise = torch.promote_types(like.dtype, torch.float32)
+    table = torch.tensor(rows, dtype=torch.float64).to(like.device, precise)
+    return table.reshape(len(rows), -1, *[1] * (like.ndim - 1)).unbind(1)
 
 
-def noise(v: Tensor, x: Tensor, node: Node) -> Tensor:
+def velocity(output: Tensor, x: Tensor, nodes: Sequence[Node], prediction: str) -> Tensor:
+    """v from network outputs at states x (K, B, *event), in float32 or better."""
+    out, state = columns([to_velocity(prediction, node) for node in nodes], x)
+    return out * output.to(out.dtype) + state * x.to(out.dtype)
+
+
+def noise(v: Tensor, x: Tensor, nodes: Sequence[Node]) -> Tensor:
     """eps from v and x."""
-    rho = math.hypot(node.alpha, node.sigma)
-    return (node.alpha / rho) * v + (node.sigma / rho**2) * x.to(v.dtype)
+    rho = [math.hypot(node.alpha, node.sigma) for node in nodes]
+    pairs = [(n.alpha / r, n.sigma / r**2) for n, r in zip(nodes, rho, strict=True)]
+    of_v, of_x = columns(pairs, v)
+    return of_v * v + of_x * x.to(v.dtype)
 
 
 def diagonal(probe: Probe, product: Tensor) -> Tensor:
     """w * (sigma d eps/dx w) from the product rho dv/dx w."""
-    alpha, sigma = probe.node.alpha, probe.node.sigma
-    return (sigma**2 + alpha * sigma * (probe.signs * product)) / (alpha**2 + sigma**2)
+    levels = [(n.alpha * n.sigma, n.sigma**2, n.alpha**2 + n.sigma**2) for n in probe.nodes]
+    mixed, squared, total = columns(levels, product)
+    return (squared + mixed * (probe.signs * product)) / total
 
 
 def jacobian_by_difference(
@@ -136,67 +157,79 @@ def jacobian_by_difference(
 
     tau sigma is kept above a few units in the last place of a typical x, or it would be lost in x.
     """
-    x, node = probe.x, probe.node
-    rho = math.hypot(node.alpha, node.sigma)
-    tau = max(steps.state, min(8 * steps.unit * rho / node.sigma, 0.5))
-    shift = (tau * node.sigma) * probe.signs
-    states = torch.stack([x, (x + shift).to(x.dtype), (x - shift).to(x.dtype)])
-    output = yield SampleBatch(states, [node] * 3, probe.samples)
-    v, up, down = velocity(output, states, node, prediction)
-    return v, diagonal(probe, (up - down) * (rho / (2 * tau * node.sigma)))
+    x, nodes = probe.x, [*probe.nodes] * 3
+    reach = []
+    for node in probe.nodes:
+        rho = math.hypot(node.alpha, node.sigma)
+        tau = max(steps.state, min(8 * steps.unit * rho / node.sigma, 0.5))
+        reach.append((tau * node.sigma, rho / (2 * tau * node.sigma)))
+    step, scale = columns(reach, x)
+    shift = step * probe.signs
+    states = torch.cat([x, (x + shift).to(x.dtype), (x - shift).to(x.dtype)])
+    output = yield SampleBatch(states, nodes, probe.samples)
+    v, up, down = velocity(output, states, nodes, prediction).chunk(3)
+    return v, diagonal(probe, (up - down) * scale)
 
 
 def derivative_by_difference(
     probe: Probe, v: Tensor, prediction: str, path: Path, steps: Steps
 ) -> Generator[Batch, Tensor, Tensor]:
     """v1 from two evaluations a state, beside ``v`` at the state itself."""
-    centre, others = path.stencil(probe.node, steps.lam)
-    eps = noise(v, probe.x, probe.node)
-    states = []
-    for _, node in others:
+    centres, arms = zip(*(path.stencil(node, steps.lam) for node in probe.nodes), strict=True)
+    eps = noise(v, probe.x, probe.nodes)
+    states: list[Tensor] = []
+    nodes: list[Node] = []
+    for side in zip(*arms, strict=True):
+        there = [node for _, node in side]
         # The first-order step in noise space: alpha' x0 + sigma' eps.
-        a, b = first_order(NOISE, probe.node, node)
+        pairs = [first_order(NOISE, *ends) for ends in zip(probe.nodes, there, strict=True)]
+        a, b = columns(pairs, eps)
         states.append((a * probe.x.to(eps.dtype) + b * eps).to(probe.x.dtype))
-    nodes = [node for _, node in others]
-    output = yield SampleBatch(torch.stack(states), nodes, probe.samples)
-    total = centre * v
-    for (weight, node), state, out in zip(others, states, output, strict=True):
-        total = total + weight * velocity(out, state, node, prediction)
+        nodes += there
+    joined = torch.cat(states)
+    output = yield SampleBatch(joined, nodes, probe.samples)
+    weights = [(weight,) for side in zip(*arms, strict=True) for weight, _ in side]
+    moved = columns(weights, v)[0] * velocity(output, joined, nodes, prediction)
+    total = columns([(centre,) for centre in centres], v)[0] * v
+    for part in moved.chunk(len(states)):
+        total = total + part
     return total
 
 
 def jacobian_by_jvp(denoise: Denoiser, probe: Probe) -> tuple[Tensor, Tensor]:
     """(v, w * (sigma d eps/dx w)) by one forward-mode product."""
-    x, node, prediction = probe.x, probe.node, denoise.prediction
-    direction = (math.hypot(node.alpha, node.sigma) * probe.signs).to(x.dtype)
+    x, nodes, prediction = probe.x, probe.nodes, denoise.prediction
+    times = [node.t for node in nodes]
+    (rho,) = columns([(math.hypot(node.alpha, node.sigma),) for node in nodes], x)
+    direction = (rho * probe.signs).to(x.dtype)
     output, tangent = _jvp(
-        lambda state: denoise.evaluate(state, node.t), (x.clone(),), (direction,)
+        lambda state: denoise.evaluate_groups(state, times), (x.clone(),), (direction,)
     )
-    product = velocity(tangent, direction, node, prediction)
-    return velocity(output, x, node, prediction), diagonal(probe, product)
+    product = velocity(tangent, direction, nodes, prediction)
+    return velocity(output, x, nodes, prediction), diagonal(probe, product)
 
 
 def derivative_by_jvp(denoise: Denoiser, probe: Probe, v: Tensor) -> Tensor:
     """v1 by one forward-mode product in the direction (dx/dlambda, dt/dlambda)."""
-    x, node, schedule = probe.x, probe.node, denoise.schedule
-    dt = 1 / schedule.dlam(node.t)
-    drift = schedule.dlog_alpha(node.t) * dt
-    direction = drift * x.to(v.dtype) - node.sigma * noise(v, x, node)
-    t = torch.full((len(x),), node.t, dtype=torch.float64)
-    tangents = (direction.to(x.dtype), torch.full_like(t, dt))
-    output, tangent = _jvp(denoise.evaluate, (x.clone(), t), tangents)
+    x, nodes, schedule, prediction = probe.x, probe.nodes, denoise.schedule, denoise.prediction
+    t = torch.tensor([node.t for node in nodes], dtype=torch.float64)
+    dt = 1 / schedule.dlam(t)
+    drifts = (schedule.dlog_alpha(t) * dt).tolist()
+    drift, sigma = columns([(d, n.sigma) for d, n in zip(drifts, nodes, strict=True)], v)
+    direction = (drift * x.to(v.dtype) - sigma * noise(v, x, nodes)).to(x.dtype)
+    output, tangent = _jvp(denoise.evaluate_groups, (x.clone(), t), (direction, dt))
     # v = P out + Q x, and P and Q depend on lambda too: their differences are exact to 1e-10.
-    d, prediction = 1e-5, denoise.prediction
-    ahead, behind = (
-        to_velocity(
-            prediction,
-            Node(node.t, node.alpha * (1 + e * drift), node.sigma * (1 + e * (drift - 1))),
+    h = 1e-5
+    slopes = []
+    for d, n in zip(drifts, nodes, strict=True):
+        ahead, behind = (
+            to_velocity(prediction, Node(n.t, n.alpha * (1 + e * d), n.sigma * (1 + e * (d - 1))))
+            for e in (h, -h)
         )
-        for e in (d, -d)
-    )
-    dp, dq = ((p - q) / (2 * d) for p, q in zip(ahead, behind, strict=True))
+        slopes.append([(p - q) / (2 * h) for p, q in zip(ahead, behind, strict=True)])
+    dp, dq = columns(slopes, v)
     moved = dp * output.to(v.dtype) + dq * x.to(v.dtype)
-    return velocity(tangent, direction, node, prediction) + moved
+    return velocity(tangent, direction, nodes, prediction) + moved
 
 
 def _jvp(
@@ -204,20 +237,42 @@ def _jvp(
 ) -> tuple[Tensor, Tensor]:
     tangents = tuple(v.clone() for v in tangents)  # a network that writes to its input writes here
     # Of the attention kernels only the plain one knows forward mode.
-    with sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
+    with sdpa_kernel(SDPBackend.MATH), _ForwardRules():
         output, tangent = torch.func.jvp(function, primals, tangents)[:2]
         return output, tangent
 
 
-class _ContiguousNorms(TorchFunctionMode):
-    """Give group_norm contiguous inputs: its forward-mode rule fails on channels-last ones.
+class _ForwardRules(TorchFunctionMode):
+    """Rules of forward mode where torch's are slow or fail.
 
-    The attention blocks of diffusers' UNets return those.
+    Of layers that are linear in their input it multiplies the input by a weight tangent of zeros,
+    too, which made a product of forward mode cost up to fifteen evaluations: here the tangent goes
+    through the layer without its bias. group_norm gets contiguous inputs: its rule fails on the
+    channels-last ones that the attention blocks of diffusers' UNets return.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func in (torch.group_norm, torch.nn.functional.group_norm):
+        kwargs = kwargs or {}
+        if func in _LINEAR:
+            return _linear(func, args, kwargs)
+        if func in (torch.group_norm, functional.group_norm):
             args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_LINEAR = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)
+
+
+def _linear(layer: Callable[..., Tensor], args: tuple, kwargs: dict) -> Tensor:
+    """``layer(input, weight, bias, ...)``, whose weight has no tangent, or else as torch does."""
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    rest = args[3:]
+    x, weight, bias = (named.pop(name, None) for name in ("input", "weight", "bias"))
+    primal, tangent = forward_ad.unpack_dual(x)
+    others = [part for part in (weight, bias) if part is not None]
+    if tangent is None or any(forward_ad.unpack_dual(o).tangent is not None for o in others):
+        return layer(x, weight, bias, *rest, **named)
+    output = layer(primal, weight, bias, *rest, **named)
+    return forward_ad.make_dual(output, layer(tangent, weight, None, *rest, **named))

@@ -9,6 +9,9 @@ there are, and its derivative, which enters s and b, is a difference of like err
         for each node: l, l', s, b of the group alone, which give the standard errors;
                        merge the group's moments into the total
 
+As many nodes are worked on at once as fit a network call; their records have the nodes as the
+first axis after the rows.
+
 The errors are those of batch means: with G groups of m samples the estimates l_g, s_g, b_g of the
 groups scatter by what m samples leave uncertain, the noise of l' included, and the standard error
 from all n samples is that scatter times sqrt(m / n).
@@ -20,8 +23,9 @@ same to the last bit whatever the batch size, the number of processes and the in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,10 +36,10 @@ from ..batches import Batch
 from ..ems import EMS
 from ..plan import Node
 from .data import Data, signs_and_noise
-from .probes import Measured, Path, Probe, SampleBatch
-from .records import Records, State, read_settings
+from .probes import Measured, Path, Probe, SampleBatch, columns
+from .records import Records, State, block_size, read_settings
 from .shared import World
-from .statistics import RECORD, Estimate, estimate, merge, moments, with_slopes
+from .statistics import RECORD, Estimate, Level, estimate, merge, moments, with_slopes
 
 GRANULARITIES = ("coordinate", "channel", "scalar")
 Estimation = Generator[Any, Any, EMS]
@@ -51,8 +55,8 @@ class Setup:
     """Everything that an estimation is determined by, checked.
 
     ``nodes`` run from noise to data, uniformly in lambda over ``path``; ``group`` is the number
-    of samples of a group, ``batch`` that of one network call; ``settings`` are JSON values that
-    name what else the result depends on (data, network, how derivatives are had).
+    of samples of a group, ``rows`` that of states in one network call; ``settings`` are JSON values
+    that name what else the result depends on (data, network, how derivatives are had).
     """
 
     path: Path
@@ -60,13 +64,23 @@ class Setup:
     event: tuple[int, ...]
     samples: int
     group: int
-    batch: int
+    rows: int
     seed: int
     granularity: str
     dtype: torch.dtype
     device: torch.device
     stop: float | None
     settings: dict[str, Any]
+
+    @property
+    def batch(self) -> int:
+        """Samples that are worked on together."""
+        return min(self.rows, self.group)
+
+    @property
+    def block(self) -> int:
+        """Nodes that are worked on together."""
+        return min(self.rows // self.batch, block_size((RECORD, *self.pooled)))
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -89,9 +103,10 @@ class Setup:
         """Distance of the nodes in lambda."""
         return (self.path.last - self.path.first) / (len(self.nodes) - 1)
 
-    def state(self, x0: Tensor, n: Tensor, node: Node) -> Tensor:
-        """x = alpha x0 + sigma n as the network gets it."""
-        return (node.alpha * x0 + node.sigma * n).to(self.device, self.dtype)
+    def states(self, x0: Tensor, n: Tensor, nodes: Sequence[Node]) -> Tensor:
+        """x = alpha x0 + sigma n (K, B, *event) at ``nodes`` as the network gets it."""
+        alpha, sigma = columns([(node.alpha, node.sigma) for node in nodes], x0[None])
+        return (alpha * x0 + sigma * n).to(self.device, self.dtype)
 
 
 def process(
@@ -116,7 +131,7 @@ def process(
     tables: dict[str, tuple[int, ...]] = {"group": (nodes, RECORD, *shape)}
     if world.rank == 0:
         tables["total"] = (nodes, RECORD + 6, *shape)
-    store = Records(folder, tables, settings, durable=durable)
+    store = Records(folder, tables, settings, notes={"rows": setup.rows}, durable=durable)
     _synchronise(setup, store, world)
     while True:
         total = _from_first(world, store.state["total"])
@@ -184,33 +199,44 @@ def _sample_group(
         drawn = [signs_and_noise(setup.seed, i, setup.event) for i in samples]
         n, signs = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         signs = signs.to(setup.device, setup.dtype)
-        for k in range(state["node"], len(nodes)):
-            x = setup.state(x0, n, nodes[k])
-            measured = yield Probe(x, signs, nodes[k], samples)
-            record = store.read("group", k)
+        for k in range(state["node"], len(nodes), setup.block):
+            here = nodes[k : k + setup.block]
+            x = setup.states(x0, n, here)
+            measured = yield Probe(x, signs, here, samples)
+            records = store.read("group", k, len(here))
             if done == 0:
-                record[:] = 0  # what an earlier group left there
-            for i, part in enumerate(_moments(setup, x, measured, nodes[k])):
-                merge(record, (done + i) * setup.pool, part, setup.pool)
-            if k < len(nodes) - 1:
-                state = {**state, "stop": stop, "node": k + 1}
+                records[:] = 0  # what an earlier group left there
+            for i, part in enumerate(_moments(setup, x, measured, here)):
+                merge(_by_row(records), (done + i) * setup.pool, part, setup.pool)
+            if k + len(here) < len(nodes):
+                state = {**state, "stop": stop, "node": k + len(here)}
             else:
                 state = {**state, "done": stop, "stop": stop, "node": 0}
-            store.commit("group", k, record, state)
-            here = state["done"] * len(nodes) + state["node"] * len(samples)
-            watch(state["total"] * len(nodes) + world.size * here)
+            store.commit("group", k, records, state)
+            finished = state["done"] * len(nodes) + state["node"] * len(samples)
+            watch(state["total"] * len(nodes) + world.size * finished)
 
 
-def _moments(setup: Setup, x: Tensor, measured: Measured, node: Node) -> Iterator[np.ndarray]:
+def _by_row(records: np.ndarray) -> np.ndarray:
+    """Records (K, rows, ...) as one record of K nodes (rows, K, ...): a view."""
+    return records.swapaxes(0, 1)
+
+
+def _moments(
+    setup: Setup, x: Tensor, measured: Measured, nodes: Sequence[Node]
+) -> Iterator[np.ndarray]:
     """One record a sample, so that the sums do not depend on how samples are batched."""
-    rho = math.hypot(node.alpha, node.sigma)
-    for rows in zip(x, *measured, strict=True):
-        precise = torch.promote_types(setup.dtype, torch.float32)
-        values = torch.stack([row.detach().to(precise) for row in rows]).cpu().double().numpy()
-        values[0] /= rho
-        if not np.isfinite(values).all():
+    precise = torch.promote_types(setup.dtype, torch.float32)
+    parts = [part.detach().to(precise) for part in (x, *measured)]
+    values = torch.stack(parts).cpu().double().numpy()
+    rho = np.array([math.hypot(node.alpha, node.sigma) for node in nodes])
+    values[0] /= rho.reshape(-1, *[1] * (x.ndim - 1))
+    for node, finite in zip(nodes, np.isfinite(values).swapaxes(0, 1), strict=True):
+        if not finite.all():
             raise ValueError(f"network returned values that are not finite at t={node.t:.6g}")
-        yield moments(values[[0, 1, 3]], values[2], setup.axes)
+    axes = tuple(1 + axis for axis in setup.axes)
+    for i in range(x.shape[1]):
+        yield moments(values[[0, 1, 3], :, i], values[2, :, i], axes)
 
 
 def _merge_round(setup: Setup, store: Records, world: World) -> None:
@@ -221,10 +247,14 @@ def _merge_round(setup: Setup, store: Records, world: World) -> None:
         size = min(setup.group, setup.samples - low)
         if size <= 0 or _precise(setup, store, world, _from_first(world, store.state["total"])):
             break
-        records = _records(store, world, rank)
-        for k, (record, slope) in enumerate(with_slopes(records, setup.spacing)):
-            if world.rank == 0 and rank * nodes + k >= store.state["merged"]:
-                _merge_record(setup, store, k, record, slope, size)
+        pairs = with_slopes(_records(store, world, rank), setup.spacing)
+        k, together = 0, block_size((RECORD, *setup.pooled))
+        while block := list(islice(pairs, together)):
+            seen = max(0, store.state["merged"] - rank * nodes - k)  # before a kill
+            if world.rank == 0 and seen < len(block):
+                records, slopes = map(np.stack, zip(*block[seen:], strict=True))
+                _merge_block(setup, store, k + seen, records, slopes, size)
+            k += len(block)
     # The first process waits for none, all others for it: see _synchronise.
     total = _from_first(world, store.state["total"])
     store.state = _begin(number + 1, total)
@@ -232,25 +262,30 @@ def _merge_round(setup: Setup, store: Records, world: World) -> None:
 
 def _records(store: Records, world: World, rank: int) -> Iterator[np.ndarray]:
     """The group of process ``rank``, node by node, in every process."""
-    return (world.broadcast(record, rank) for record in store.rows("group"))
+    for block in store.blocks("group"):
+        yield from world.broadcast(block, rank)
 
 
-def _merge_record(
-    setup: Setup, store: Records, k: int, record: np.ndarray, slope: np.ndarray, size: int
+def _merge_block(
+    setup: Setup, store: Records, k: int, records: np.ndarray, slopes: np.ndarray, size: int
 ) -> None:
-    state = store.state
-    total, count = store.read("total", k), state["total"]
-    merge(total[:RECORD], count * setup.pool, record, size * setup.pool)
+    """Merge the records of a group at the nodes from ``k`` on into the total."""
+    state, stop = store.state, k + len(records)
+    stored, count = store.read("total", k, len(records)), state["total"]
+    total, group = _by_row(stored), _by_row(records)
+    merge(total[:RECORD], count * setup.pool, group, size * setup.pool)
     if size == setup.group:
-        found = estimate(record, slope, size * setup.pool, setup.nodes[k])
+        levels = np.array([(node.alpha, node.sigma) for node in setup.nodes[k:stop]]).T
+        columns = levels.reshape(2, -1, *[1] * len(setup.pooled))
+        found = estimate(group, slopes, size * setup.pool, Level(*columns))
         values = np.stack([found.l, found.s, found.b])
         mean, scatter = total[_SPREAD][:3], total[_SPREAD][3:]
         step = values - mean
         mean += step / (count // setup.group + 1)
         scatter += step * (values - mean)
-    last = k == len(setup.nodes) - 1
-    done = count + size if last else count
-    store.commit("total", k, total, {**state, "merged": state["merged"] + 1, "total": done})
+    done = count + size if stop == len(setup.nodes) else count
+    merged = state["merged"] + len(records)
+    store.commit("total", k, stored, {**state, "merged": merged, "total": done})
 
 
 def _estimates(
@@ -258,7 +293,7 @@ def _estimates(
 ) -> Iterator[tuple[Estimate, np.ndarray | None]]:
     """(statistics, standard errors of l, s, b) node by node, from the first process's total."""
     groups = total // setup.group
-    rows = store.rows("total")
+    rows = (record for block in store.blocks("total") for record in block)
     for node, (record, slope) in zip(setup.nodes, with_slopes(rows, setup.spacing), strict=True):
         found = estimate(record, slope, total * setup.pool, node)
         if groups < 2:
@@ -314,8 +349,8 @@ def _fingerprint(setup: Setup, folder: Any) -> Generator[Batch, Tensor, list[flo
     node = setup.nodes[len(setup.nodes) // 2]
     samples = range(min(setup.batch, setup.samples))
     n = torch.stack([signs_and_noise(setup.seed, i, setup.event)[0] for i in samples])
-    x = setup.state(n, n, node)
-    output = yield SampleBatch(x[None], [node], samples)
+    x = setup.states(n, n, [node])
+    output = yield SampleBatch(x, [node], samples)
     first = output[0, 0].detach().double().flatten().cpu()
     picked = torch.linspace(0, len(first) - 1, min(16, len(first)), dtype=torch.float32).long()
     values = [float(f"{value:.9g}") for value in first[picked].tolist()]

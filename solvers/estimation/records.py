@@ -6,15 +6,17 @@ count as memory of the process.)
 
 A `commit` writes the new record and the new state into one file, moves that file to its name,
 which is atomic, and only then changes the table. Whatever moment the process is killed at, the
-journal holds a whole record and the state that belongs to it: opening the folder writes the
-record into its table once more, which changes nothing if it was there already.
+journal holds whole records and the state that belongs to them: opening the folder writes them
+into their table once more, which changes nothing if they were there already. Records that lie
+together are read and written together, a few MB at a time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,15 @@ import numpy as np
 _FORMAT = "logsnr-estimation-1"
 _SETTINGS, _JOURNAL = "settings.json", "journal"
 
+BLOCK = 2**22
+"""Bytes of records that are held at a time."""
+
 State = dict[str, int]
+
+
+def block_size(shape: Sequence[int]) -> int:
+    """How many records of ``shape`` are held at a time: at least one."""
+    return max(1, BLOCK // (8 * math.prod(shape)))
 
 
 class Records:
@@ -33,6 +43,7 @@ class Records:
     ----------
     tables : name -> (number of records, *shape of a record).
     settings : JSON values that say what the folder belongs to.
+    notes : more of them that are kept beside the settings, but need not agree.
     durable : False leaves the journal out, for a folder that is thrown away.
 
     Attributes
@@ -49,6 +60,7 @@ class Records:
         tables: Mapping[str, tuple[int, ...]],
         settings: Mapping[str, Any],
         *,
+        notes: Mapping[str, Any] | None = None,
         durable: bool = True,
     ):
         self.folder = Path(folder)
@@ -66,33 +78,35 @@ class Records:
             raise ValueError(f"checkpoint={str(folder)!r}: need an empty folder or an estimation's")
         for name, shape in self.tables.items():
             with open(self._path(name), "wb") as file:
-                file.truncate(8 * int(np.prod(shape)))
-        body = {"format": _FORMAT, **settings}
+                file.truncate(8 * math.prod(shape))
+        body = {"format": _FORMAT, **settings, **(notes or {})}
         self._replace(_SETTINGS, json.dumps(body, indent=1).encode())
 
-    def read(self, table: str, index: int) -> np.ndarray:
-        """Record ``index`` of ``table``: zeros if it was never written."""
+    def read(self, table: str, index: int, count: int = 1) -> np.ndarray:
+        """``count`` records of ``table`` from ``index`` on: zeros where none were written."""
         shape = self.tables[table][1:]
-        count = int(np.prod(shape))
-        values = np.fromfile(self._path(table), count=count, offset=8 * count * index)
-        return values.reshape(shape)
+        size = math.prod(shape)
+        values = np.fromfile(self._path(table), count=size * count, offset=8 * size * index)
+        return values.reshape(count, *shape)
 
-    def rows(self, table: str) -> Iterator[np.ndarray]:
-        """The records of ``table`` in order, one at a time."""
-        return (self.read(table, index) for index in range(self.tables[table][0]))
+    def blocks(self, table: str) -> Iterator[np.ndarray]:
+        """The records of ``table`` in order, a few MB at a time."""
+        size = block_size(self.tables[table][1:])
+        total = self.tables[table][0]
+        return (self.read(table, k, min(size, total - k)) for k in range(0, total, size))
 
-    def commit(self, table: str, index: int, record: np.ndarray, state: State) -> None:
-        """Make ``record`` and ``state`` the present ones, both or neither."""
+    def commit(self, table: str, index: int, records: np.ndarray, state: State) -> None:
+        """Make ``records``, from ``index`` on, and ``state`` the present ones, both or neither."""
         if self.durable:
             head = json.dumps({"table": table, "index": index, "state": state}).encode()
-            self._replace(_JOURNAL, head + b"\n", np.ascontiguousarray(record).data)
-        self._write(table, index, record)
+            self._replace(_JOURNAL, head + b"\n", np.ascontiguousarray(records).data)
+        self._write(table, index, records)
         self.state = state
 
-    def _write(self, table: str, index: int, record: np.ndarray) -> None:
+    def _write(self, table: str, index: int, records: np.ndarray) -> None:
         with open(self._path(table), "r+b") as file:
-            file.seek(record.nbytes * index)
-            file.write(np.ascontiguousarray(record).data)
+            file.seek(8 * math.prod(self.tables[table][1:]) * index)
+            file.write(np.ascontiguousarray(records).data)
 
     def _check_sizes(self) -> None:
         for name, shape in self.tables.items():
@@ -108,10 +122,10 @@ class Records:
             with open(journal, "rb") as file:
                 head = json.loads(file.readline())
                 shape = self.tables[head["table"]][1:]
-                record = np.frombuffer(file.read(), dtype=np.float64).reshape(shape)
+                records = np.frombuffer(file.read(), dtype=np.float64).reshape(-1, *shape)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(journal, error) from error
-        self._write(head["table"], head["index"], record)
+        self._write(head["table"], head["index"], records)
         self.state = head["state"]
 
     def _path(self, table: str) -> Path:

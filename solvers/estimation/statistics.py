@@ -35,7 +35,6 @@ Reference: Zheng et al. 2023 (DPM-Solver-v3), equations 5 and 11 and appendix C.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -77,6 +76,13 @@ def merge(total: np.ndarray, count: int, part: np.ndarray, added: int) -> None:
     total[FIRST] += step * weight
 
 
+class Level(NamedTuple):
+    """alpha and sigma of several nodes, as columns (K, 1, ...)."""
+
+    alpha: np.ndarray
+    sigma: np.ndarray
+
+
 class Estimate(NamedTuple):
     """l, s and b at one node, and the mean square of f1, the scale of b. Each (*pooled,)."""
 
@@ -86,14 +92,16 @@ class Estimate(NamedTuple):
     f1_square: np.ndarray
 
 
-def estimate(record: np.ndarray, slope: np.ndarray, count: int, node: Node) -> Estimate:
+def estimate(record: np.ndarray, slope: np.ndarray, count: int, node: Node | Level) -> Estimate:
     """The statistics of a record of ``count`` values at ``node``; ``slope`` is l' there.
+
+    The records of several nodes are one whose first axis after the rows is that of the nodes.
 
     s = 0 where f is constant (a pixel that is black in all data), and from two values or fewer: the
     line through two points says nothing of a slope (its standard error is infinite), and may be as
     steep as rounding allows.
     """
-    l, rho = record[3], math.hypot(node.alpha, node.sigma)
+    l, rho = record[3], np.hypot(node.alpha, node.sigma)
     c, q = node.alpha / rho, node.sigma / rho
     mean, products = record[:3], record[SECOND] / count
     f = ((q**2 - l) / c, q, 0.0)

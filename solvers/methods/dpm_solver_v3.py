@@ -31,6 +31,7 @@ the order is 2, with smaller weights. The corrector costs no evaluation.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -82,6 +83,7 @@ def dpm_solver_v3(
     corrector_above: float = 0.0,
     treatment: str = "published",
     lower_order_final: bool = True,
+    fallback: bool = True,
 ) -> Plan:
     """DPM-Solver-v3 of order 1, 2 or 3; see the module's text for the update rule.
 
@@ -98,6 +100,8 @@ def dpm_solver_v3(
         trapezoids on it, an error that more steps do not remove; "spline" leaves the nodes where
         they are and integrates splines through the statistics to rounding.
     lower_order_final : lower the order towards the last steps.
+    fallback : take l = 1, s = b = 0, with a warning, where the verdict of the statistics is that
+        they have the larger error at this order and number of evaluations. False insists on them.
 
     lambda may be infinite at the ends only: the step from pure noise is of first order in the data
     prediction, and the one to sigma = 0 returns it; neither needs the statistics. All other nodes
@@ -115,10 +119,13 @@ def dpm_solver_v3(
     finite = [k for k, n in enumerate(nodes) if n.sigma > 0 and not is_pure_noise("data", n)]
     lams = [nodes[k].lam for k in finite]
     count = order + 1  # moments: the corrector may take one node more than the predictor
+    if statistics is not None:
+        statistics.fits(grid.schedule, lams)
+        if fallback and loses(statistics, order, len(nodes) - 1):
+            statistics = None
     if statistics is None:
         integrals = closed(lams, count)
     else:
-        statistics.fits(grid.schedule, lams)
         if treatment == "published":
             indices = nearest(statistics, lams)
             for k, i in zip(finite, indices, strict=True):
@@ -149,7 +156,7 @@ def dpm_solver_v3(
         through_zero=True,
     )
     if statistics is None:
-        return Plan(tuple(rows))
+        return Plan(tuple(rows), options={} if ems is None else {"ems": None})
     return Plan(tuple(rows), options={"ems": statistics.describe()}, consistent=False)
 
 
@@ -159,6 +166,19 @@ def _statistics(ems: Any) -> EMS | None:
     if isinstance(ems, str | Path):
         return EMS.load(ems)
     raise ValueError(f"ems={ems!r}: need an EMS, the path of its file, or None")
+
+
+def loses(ems: EMS, order: int, nfe: int) -> bool:
+    """Whether the verdict is against the statistics; it is said aloud."""
+    if ems.verdict is None or not ems.verdict.loses(order, nfe):
+        return False
+    warnings.warn(
+        f"dpm-solver-v3 of order {order} at {nfe} NFE: in their check these statistics had "
+        f"{ems.verdict.ratio(order, nfe):.3g} times the error of l = 1, s = b = 0, which are taken "
+        "instead. fallback=False, an option of the solver, insists on the statistics",
+        stacklevel=5,  # who called make_plan
+    )
+    return True
 
 
 def nearest(ems: EMS, lams: Sequence[float]) -> list[int]:
@@ -229,7 +249,14 @@ class _Steps:
 
 
 def _exp(value: Coefficient) -> Coefficient:
-    return torch.exp(value) if isinstance(value, Tensor) else math.exp(value)
+    if isinstance(value, Tensor):
+        return torch.exp(value)
+    try:
+        return math.exp(value)
+    except OverflowError:
+        raise ValueError(
+            f"ems: e^{value:.4g} overflows: l or s is too large for the steps of this grid"
+        ) from None
 
 
 def interpolated(lams: Sequence[float]) -> np.ndarray:
