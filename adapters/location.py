@@ -9,7 +9,13 @@ from typing import Any
 from logsnr.solvers import NoiseSchedule
 from logsnr.solvers.logistic import default_location
 
+from .options import prediction_type
 from .sigma_models import SigmaModel
+
+ROUGH = -4.0
+"""Where the training of a noise prediction begins below, its errors there are multiplied by 1 /
+alpha in the data prediction, and need evaluations. In lambda."""
+LOWEST_OF_EPSILON = -0.5
 
 
 def location_of(config: Mapping[str, Any], schedule: NoiseSchedule, shift: float = 1.0) -> float:
@@ -21,6 +27,8 @@ def location_of(config: Mapping[str, Any], schedule: NoiseSchedule, shift: float
     if size is not None and (isinstance(size, bool) or not isinstance(size, int | float)):
         raise ValueError(f"sample_size={size!r}: need the side of the images, a number")
     location = default_location(schedule, shift=shift, size=size)
+    if prediction_type(config) == "epsilon" and schedule.lam(schedule.t_start) < ROUGH:
+        location = min(location, LOWEST_OF_EPSILON)
     if isinstance(schedule, SigmaModel):
         location += math.log(schedule.sigma_data)
     return location

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from logsnr.solvers.logistic import FEW
-
 from .noise_schedules import is_flow
 from .options import OTHER_SOLVER_TYPES, SOLVER_TYPES, UNIPC_VARIANTS, solver_name
 
+# Up to so many evaluations less of the correction is made: with large guidance scales the first
+# steps are too long for all of it.
+FEW = 7
+RELAXATION = {True: 0.75, False: 0.9}
 ORDERS = {"deis": 3, "ipndm": 3, "lms": 3}
 ORDER = 2
 
@@ -23,11 +25,12 @@ def settled(config: Mapping[str, Any], n: int | None = None) -> Mapping[str, Any
         return config
     named = {**config, "solver": config.get("solver") or _solver(config, n)}
     if config.get("solver_order") is None:
-        named["solver_order"] = ORDERS.get(solver_name(named), ORDER)
+        chosen = config.get("solver") is None
+        named["solver_order"] = ORDER if chosen else ORDERS.get(solver_name(named), ORDER)
     return named
 
 
-def _solver(config: Mapping[str, Any], n: int | None) -> str:
+def _solver(config: Mapping[str, Any], n: int | None) -> str | Mapping[str, Any]:
     kind = config.get("solver_type")
     if kind in SOLVER_TYPES or config.get("euler_at_final"):
         return "dpm-solver++"
@@ -36,5 +39,8 @@ def _solver(config: Mapping[str, Any], n: int | None) -> str:
     asked = kind in UNIPC_VARIANTS or config.get("disable_corrector")
     if asked or not config.get("predict_x0", True) or not config.get("lower_order_final", True):
         return "unipc"
-    # From 8 evaluations on, the velocity of a flow is smooth enough to be extrapolated.
-    return "ipndm" if is_flow(config) and n is not None and n > FEW else "unipc"
+    if not is_flow(config):
+        return "unipc"
+    # A predictor-corrector in t: of second order from pure noise on, one evaluation a step.
+    few = n is not None and n <= FEW
+    return {"name": "ipndm", "corrector": True, "relaxation": RELAXATION[few]}

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from .schedules import FlowMatching, NoiseSchedule
 
-FEW = 7
-"""Evaluations up to which the grid of a flow is narrower."""
 LARGEST_IMAGE = 32
 
 
@@ -45,15 +43,17 @@ def default_location(
     if size is not None and not 0 < size < math.inf:
         raise ValueError(f"sample_size={size!r}: need a positive number")
     if isinstance(schedule, FlowMatching):
-        return 0.6 - 0.2 * math.log(shift)
+        return 0.5 - 0.2 * math.log(shift)
     if size is not None and size <= LARGEST_IMAGE:
         return 0.7 - math.log(size / 8)
     return -0.5
 
 
 def default_scale(schedule: NoiseSchedule, n: int) -> float:
-    """The scale of a grid of n evaluations where nobody names one."""
-    return 1.2 if isinstance(schedule, FlowMatching) and n <= FEW else 1.4
+    """The scale of a grid of n evaluations where nobody names one; it grows with n."""
+    if isinstance(schedule, FlowMatching):
+        return min(max(1.2, 1.2 + 0.02 * (n - 10)), 1.4)
+    return min(max(1.3, 1.3 + 0.05 * (n - 5)), 1.9)
 
 
 def logistic_lams(

@@ -4,6 +4,9 @@ The classical Adams-Bashforth weights w of equal steps, applied to the first-ord
 
     x_t = a x_s + b sum_j w_j eps_j,      (a, b) of DDIM.
 
+A corrector repeats the step with the Adams-Moulton weights, once the network was called at its end:
+that evaluation is the next step's, so it costs none.
+
 They are of their nominal order only on grids that are uniform in rho = sigma / alpha. On any
 other smooth grid neighbouring steps differ by a share O(h), and the order is at most 2.
 ``variant="variable"`` (iPNDM-v) takes the Adams-Bashforth weights of the actual steps in rho,
@@ -11,12 +14,12 @@ which are those of DEIS rhoAB, and keeps its order on every grid.
 
 On flow matching the same can be done in t (``variable="time"``): the first-order step is Euler's,
 (a, b) = (1, t' - t), and eps becomes the velocity eps - x0. That is finite at pure noise and at the
-data, so the first evaluation counts and the last step keeps its order.
+data, so the first evaluation counts and the last step can keep its order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +29,6 @@ from ..grids import Grid
 from ..plan import Node, Plan
 from ..registry import check_choice, check_order, count_steps, solver
 from ..schedules import FlowMatching
-from .deis import in_rho
 from .lagrange import means, panels, step_weights
 from .multistep import Weights, multistep
 
@@ -36,10 +38,18 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+# The evaluation at the end of the step comes last.
+ADAMS_MOULTON = (
+    (1 / 2, 1 / 2),
+    (8 / 12, -1 / 12, 5 / 12),
+    (19 / 24, -5 / 24, 1 / 24, 9 / 24),
+    (646 / 720, -264 / 720, 106 / 720, -19 / 720, 251 / 720),
+)
 
 
 def _order(options: Mapping[str, Any]) -> int:
-    return options["order"] if options["variant"] == "variable" else min(2, options["order"])
+    order = options["order"] + bool(options["corrector"] and options["relaxation"] == 1)
+    return order if options["variant"] == "variable" else min(2, order)
 
 
 @solver(
@@ -47,7 +57,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="iPNDM: Adams-Bashforth weights of equal steps times the DDIM step",
-    when="unguided and flow models from 8 evaluations on, at order 3",
+    when="flow models, in t and with the corrector",
     paper="zhang2023deis",
     spaces=("noise",),
 )
@@ -58,6 +68,8 @@ def ipndm(
     order: int = 4,
     variant: str = "fixed",
     variable: str = "sigma",
+    corrector: bool = False,
+    relaxation: float = 1.0,
     lower_order_final: bool = False,
 ) -> Plan:
     """iPNDM of order 1 to 4, one evaluation a step; see the module's text.
@@ -66,6 +78,9 @@ def ipndm(
     ----------
     variant : "fixed", the weights of equal steps, or "variable", those of the actual steps.
     variable : "sigma", or "time" on `FlowMatching`.
+    corrector : correct every step but the last by Adams-Moulton.
+    relaxation : the share of the correction that is made, in (0, 1]. Less than all of it is more
+        robust where the prediction changes fast, as with large guidance scales.
     lower_order_final : lower the order towards the last steps.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
@@ -73,26 +88,45 @@ def ipndm(
     check_order(order, (1, 2, 3, 4))
     check_choice("variant", variant, ("fixed", "variable"))
     check_choice("variable", variable, ("sigma", "time"))
+    if not 0 < relaxation <= 1:
+        raise ValueError(f"relaxation={relaxation!r}: need a number in (0, 1]")
     straight = variable == "time"
     if straight and not isinstance(grid.schedule, FlowMatching):
         raise ValueError(f"variable='time' is for FlowMatching, not for {grid.schedule!r}")
     space = "velocity" if straight else "noise"
+    weights = partial(_equal_steps if variant == "fixed" else _actual_steps, space)
     rows = multistep(
         grid.nodes(count_steps(grid, nfe, at_least=order)),
-        partial(_equal_steps, space) if variant == "fixed" else _in_t if straight else in_rho,
+        lambda past, end: weights(past, end, past),
         order=order,
         space=space,
         lower_order_final=lower_order_final,
+        corrector=partial(_correct, weights, relaxation) if corrector else None,
         through_zero=straight,
     )
     return Plan(tuple(rows))
 
 
-def _equal_steps(space: str, past: Sequence[Node], end: Node) -> Weights:
-    return step_weights(space, past[0], end, np.array(ADAMS_BASHFORTH[len(past) - 1]))
+AdamsWeights = Callable[[Sequence[Node], Node, Sequence[Node]], Weights]
+"""(evaluated nodes, newest first; the node to step to; those of the weights) -> a and the b's."""
 
 
-def _in_t(past: Sequence[Node], end: Node) -> Weights:
-    times = np.array([node.t for node in [*past, end]])
-    scaled = (times - times[0]) / (times[-1] - times[0])
-    return step_weights("velocity", past[0], end, means(scaled[:-1], *panels(0.0, 1.0)))
+def _correct(weights: AdamsWeights, relaxation: float, past: Sequence[Node], end: Node) -> Weights:
+    a, predicted = weights(past, end, past)
+    _, corrected = weights(past, end, [*past, end])
+    pairs = zip([*predicted, 0.0], corrected, strict=True)
+    return a, [p + relaxation * (c - p) for p, c in pairs]
+
+
+def _equal_steps(space: str, past: Sequence[Node], end: Node, at: Sequence[Node]) -> Weights:
+    table = ADAMS_BASHFORTH if len(at) == len(past) else ADAMS_MOULTON
+    return step_weights(space, past[0], end, np.array(table[len(past) - 1]))
+
+
+def _actual_steps(space: str, past: Sequence[Node], end: Node, at: Sequence[Node]) -> Weights:
+    """By the polynomial in t, or in rho = sigma / alpha, through the nodes ``at``."""
+    nodes = [*at, past[0], end]
+    u = np.array([n.t if space == "velocity" else n.sigma / n.alpha for n in nodes])
+    # In units of the step, so that it is [0, 1] and no power overflows.
+    scaled = (u - u[-2]) / (u[-1] - u[-2])
+    return step_weights(space, past[0], end, means(scaled[:-2], *panels(0.0, 1.0)))
