@@ -15,7 +15,7 @@ from .sigma_models import SigmaModel
 ROUGH = -4.0
 """Where the training of a noise prediction begins below, its errors there are multiplied by 1 /
 alpha in the data prediction, and need evaluations. In lambda."""
-LOWEST_OF_EPSILON = -0.5
+HIGHEST_OF_EPSILON = -0.8
 
 
 def location_of(config: Mapping[str, Any], schedule: NoiseSchedule, shift: float = 1.0) -> float:
@@ -28,7 +28,7 @@ def location_of(config: Mapping[str, Any], schedule: NoiseSchedule, shift: float
         raise ValueError(f"sample_size={size!r}: need the side of the images, a number")
     location = default_location(schedule, shift=shift, size=size)
     if prediction_type(config) == "epsilon" and schedule.lam(schedule.t_start) < ROUGH:
-        location = min(location, LOWEST_OF_EPSILON)
+        location = min(location, HIGHEST_OF_EPSILON)
     if isinstance(schedule, SigmaModel):
         location += math.log(schedule.sigma_data)
     return location
