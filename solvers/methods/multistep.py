@@ -102,8 +102,7 @@ def multistep(
     kind = space if isinstance(space, str) else "data"
     keep_first = keep_first and space == "data"
     seen_at: dict[int, Node] = {}  # where an evaluation counts as made, if not at its own node
-    # The velocity is there at pure noise too.
-    pure = [kind != "velocity" and is_pure_noise(kind, node) for node in nodes]
+    pure = [is_pure_noise(kind, node) for node in nodes]
     rows = [Row(nodes[0], target=_target(space, nodes[0], pure[0]))]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
     base = newest = last_pure = 0
@@ -117,7 +116,7 @@ def multistep(
         last_pure = newest
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
         at = [seen_at.get(j, rows[j].node) for j in past]
-        first = kind != "velocity" and only_first_order(kind, start, end)
+        first = only_first_order(kind, start, end)
         first = first or end.lam == start.lam or (end.sigma == 0 and not through_zero)
         if first:
             a, b = first_order(rows[newest].target or DATA, start, end)

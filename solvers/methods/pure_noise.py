@@ -22,8 +22,9 @@ import math
 
 from ..plan import Node
 
-PURE = {"data": 9e-7, "noise": 1e-5}
-"""alpha / sigma of the first bound. (diffusers starts UniPC, in data space, at 1e-6.)"""
+PURE = {"data": 9e-7, "noise": 1e-5, "velocity": 0.0}
+"""alpha / sigma of the first bound. (diffusers starts UniPC, in data space, at 1e-6. The velocity
+of the straight path is there at pure noise too.)"""
 DEEP = 1 / 200
 """alpha / sigma of the second bound. (The published singlestep solvers start at 1/152.)"""
 STRAIGHT = 1 / 50

@@ -26,13 +26,12 @@ from typing import NamedTuple
 import torch
 
 from ..grids import Grid, node_at
-from ..plan import DATA, NOISE, Node, Noise, Plan, Row, Target
+from ..plan import DATA, NOISE, VELOCITY, Node, Noise, Plan, Row
 from ..schedules import NoiseSchedule
 from .multistep import first_order
 from .pure_noise import single_evaluation
 
 MAX_CHURN = math.sqrt(2) - 1
-VELOCITY = Target(1.0, -1.0, 0.0)
 
 
 @dataclass(frozen=True)
