@@ -192,6 +192,8 @@ def find_solver(name: str) -> Solver:
 
 def implied(name: str) -> tuple[str, dict[str, Any]]:
     """The registered name that ``name`` means, and the options that it implies."""
+    if isinstance(name, str) and name in SOLVERS:  # plans are made often, and mostly by this name
+        return name, {}
     return find_name(name, {key: entry.defaults for key, entry in SOLVERS.items()})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -128,10 +129,18 @@ def test_a_damaged_tensor_is_one_line_that_names_the_file(command, tmp_path):
     assert run(command, *CHEAP[command], f"--out={tmp_path}").exit_code == 0
 
 
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory):
+    """The folder of a finished estimation."""
+    folder = tmp_path_factory.mktemp("estimated")
+    assert run("ems", *CHEAP["ems"], f"--out={folder}").exit_code == 0
+    return folder
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage\n", b"{}\n"])
 @pytest.mark.parametrize("name", ["journal", "settings.json", "group.f64", "total.f64"])
-def test_a_damaged_checkpoint_is_named(name, content, tmp_path):
-    assert run("ems", *CHEAP["ems"], f"--out={tmp_path}").exit_code == 0
+def test_a_damaged_checkpoint_is_named(name, content, tmp_path, estimated):
+    shutil.copytree(estimated, tmp_path, dirs_exist_ok=True)
     (file,) = tmp_path.rglob(name)
     file.write_bytes(content)
     result = run("ems", *CHEAP["ems"], f"--out={tmp_path}")
