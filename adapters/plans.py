@@ -119,7 +119,8 @@ def _spread(
             try:
                 return steps, plan_on_grid(solver, grid, nfe, **options)
             except ValueError as error:
-                first_error = first_error or error
+                # Its traceback would keep the tensors of the callers.
+                first_error = first_error or error.with_traceback(None)
     assert first_error is not None
     raise first_error
 
