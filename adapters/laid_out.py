@@ -46,9 +46,10 @@ class _Asked:
 
     def __init__(self, config: Config, asked: dict[str, Any]):
         self.config, self.asked = config, asked
-        n = asked["n"]
-        lists = (None if v is None else tuple(v) for v in (asked["timesteps"], asked["sigmas"]))
-        self.key = (config.edition, repr(config.containers), type(n), n, asked["mu"], *lists)
+        n, times, levels = asked["n"], asked["timesteps"], asked["sigmas"]
+        lists = None if times is None else tuple(times), None if levels is None else tuple(levels)
+        inside = repr(config.containers) if config.containers else ""
+        self.key = (config.edition, inside, type(n), n, asked["mu"], lists)
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -59,11 +59,19 @@ class Stepping:
         self._runs = Runs()
 
     def _follow(self, course: Course, table: Timetable) -> None:
-        self._course, self._table, self._runs = course, table, Runs()
-        self.timesteps, self.sigmas = table.timesteps, table.sigmas
-        self.num_inference_steps = course.nfe
-        self._begins = self._index = self._wanted = None
-        self._first = 0
+        # At once, because every attribute that is set by itself is compared with the config's keys.
+        self.__dict__.update(
+            _course=course,
+            _table=table,
+            _runs=Runs(),
+            timesteps=table.timesteps,
+            sigmas=table.sigmas,
+            num_inference_steps=len(course.nodes),
+            _begins=None,
+            _index=None,
+            _wanted=None,
+            _first=0,
+        )
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say at which of ``timesteps`` the next run begins; ValueError if there is none."""
