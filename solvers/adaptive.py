@@ -156,7 +156,7 @@ def adaptive(
     """The algorithm of `sample_adaptive` as a generator over evaluations; see there."""
     check_prediction(prediction)
     check_choice("order", order, tuple(INNER))
-    check_choice("space", space, tuple(SPACES))
+    check_choice("space", space, ("data", "noise"))
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     positive = {"atol": atol, "rtol": rtol, "h_init": h_init, "t_err": t_err}
     for name, value in positive.items():
