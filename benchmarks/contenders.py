@@ -1,5 +1,6 @@
 """The schedulers that ``logsnr nfe`` compares, by their names on the command line.
 
+    PlanScheduler                        ours with nothing said: the line that people paste
     unipc, dpm-solver++:order=3          a solver of the registry in `PlanScheduler`
     stock                                the pipeline's own scheduler
     UniPCMultistep                       UniPCMultistepScheduler of diffusers, or another one, made
@@ -24,6 +25,7 @@ from logsnr.solvers import SOLVERS
 from logsnr.solvers.registry import implied
 
 STOCK = "stock"
+PASTED = "PlanScheduler"
 SUFFIX = "Scheduler"
 WORDS: dict[str, tuple[str, Any]] = {
     "karras": ("use_karras_sigmas", True),
@@ -50,7 +52,8 @@ REFERENCE_CONFIG: dict[str, Any] = {
 class Contender:
     """One scheduler of the comparison.
 
-    ``name`` is a solver, ``"stock"``, or a class of diffusers; ``options`` are its own.
+    ``name`` is a solver, ``"stock"``, ``"PlanScheduler"``, or a class of diffusers; ``options``
+    are its own.
     """
 
     name: str
@@ -64,18 +67,21 @@ class Contender:
             words.get((key, value)) or f"{key}={json.dumps(value)}"
             for key, value in self.options.items()
         )
-        return ":".join([self.name.removesuffix(SUFFIX), *options]).replace('"', "")
+        name = self.name if self.ours else self.name.removesuffix(SUFFIX)
+        return ":".join([name, *options]).replace('"', "")
 
     @property
     def ours(self) -> bool:
-        """Whether it is a solver of the registry."""
-        return self.name in SOLVERS
+        """Whether it is run by `PlanScheduler`."""
+        return self.name == PASTED or self.name in SOLVERS
 
     def scheduler(self, own: Any) -> Any:
         """A new scheduler for a pipeline whose own scheduler is ``own``.
 
         Raises ValueError for an option that it does not have.
         """
+        if self.name == PASTED:
+            return PlanScheduler.from_config(own.config, **self.options)
         if self.ours:
             has = SOLVERS[self.name].defaults
             solver = {key: value for key, value in self.options.items() if key in has}
@@ -116,8 +122,8 @@ def parse_contender(text: str) -> Contender:
 def _named(typed: str) -> tuple[str, dict[str, Any]]:
     """The contender's name and the options that it implies."""
     theirs = typed.removesuffix(SUFFIX) + SUFFIX
-    if typed == STOCK:
-        return STOCK, {}
+    if typed in (STOCK, PASTED):
+        return typed, {}
     if typed not in SOLVERS and getattr(diffusers, theirs, None) is not None:
         return theirs, {}
     try:
@@ -125,8 +131,8 @@ def _named(typed: str) -> tuple[str, dict[str, Any]]:
     except ValueError as error:
         said = str(error).replace("solver=", "solvers=", 1).replace(" one of", " some of", 1)
         raise ValueError(
-            f"{said}; '{STOCK}' is the pipeline's own scheduler; those of diffusers go by their "
-            "names, such as UniPCMultistep"
+            f"{said}; '{STOCK}' is the pipeline's own scheduler, '{PASTED}' ours with nothing "
+            "said; those of diffusers go by their names, such as UniPCMultistep"
         ) from error
 
 
@@ -134,7 +140,7 @@ def default_contenders(own: Any) -> tuple[Contender, ...]:
     """The pipeline's own scheduler and some of ours; for models of training steps on two grids,
     with the usual scheduler of diffusers beside them.
     """
-    names = [STOCK, "ddim", "dpm-solver++", "unipc"]
+    names = [STOCK, "ddim", "dpm-solver++", PASTED]
     if hasattr(own, "alphas_cumprod"):
         names += ["dpm-solver++:karras", "unipc:karras"]
         names[1:1] = ["DPMSolverMultistep", "DPMSolverMultistep:karras"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.table import Table
 from logsnr.benchmarks.command_line import numbers, progress
 from logsnr.benchmarks.contenders import Contender, parse_contender
 from logsnr.benchmarks.pipeline_findings import Findings
+from logsnr.benchmarks.pipeline_fit import fitted
 from logsnr.benchmarks.pipeline_report import best, cell_text
 from logsnr.benchmarks.pipeline_runs import Subject
 from logsnr.benchmarks.pipeline_study import (
@@ -34,16 +36,19 @@ def accuracy_of(reference_nfe: str) -> tuple[int, int]:
     return given[0], given[1]
 
 
-def measure(study: Study, subject: Subject, out: Path) -> Findings:
+def measure(study: Study, subject: Subject, out: Path, trial: Study | None = None) -> Findings:
     """`measure_all` with progress on standard error, each contender tried first.
+
+    trial : the runs of a fit (see `fit_study`). They come first, and `PlanScheduler` with the
+        location that they tell joins the contenders.
 
     Raises ValueError if the pipeline cannot be driven by one of them.
     """
-    records: list[tuple[Job, Record]] = []
     ended: set[Job] = set()
     inside = 0
+    total = study.evaluations if trial is None else _evaluations_with(study, trial)
 
-    with progress(study.evaluations, "evaluations") as update:
+    with progress(total, "evaluations") as update:
 
         def tick(job: Job) -> None:
             nonlocal inside
@@ -61,12 +66,26 @@ def measure(study: Study, subject: Subject, out: Path) -> Findings:
             inside = 0
             update(done(), f"seed {job.seed}")
 
+        def findings_of(study: Study) -> Findings:
+            records: list[tuple[Job, Record]] = []
+            for job, record in measure_all(study, subject, out, tick):
+                records.append((job, record))
+                end(job)
+            return Findings(study, subject.problem, tuple(records), out)
+
         for job in try_contenders(study, subject, out, tick):
             end(job)
-        for job, record in measure_all(study, subject, out, tick):
-            records.append((job, record))
-            end(job)
-    return Findings(study, subject.problem, tuple(records), out)
+        if trial is None:
+            return findings_of(study)
+        fit = fitted(findings_of(trial), subject)
+        joined = fit.joins(study.contenders)
+        return replace(findings_of(replace(study, contenders=joined)), fit=fit)
+
+
+def _evaluations_with(study: Study, trial: Study) -> int:
+    """Of a study, of the runs of a fit, and of the contender that joins; references once."""
+    shared = len(trial.seeds) * sum(trial.reference_nfe)
+    return study.evaluations + trial.evaluations - shared + len(study.seeds) * sum(study.nfe)
 
 
 def summary(findings: Findings) -> Table:

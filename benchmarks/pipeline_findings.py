@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,6 +22,9 @@ from torch import Tensor
 from logsnr.benchmarks.contenders import Contender
 from logsnr.benchmarks.pipeline_study import Job, Study
 from logsnr.benchmarks.results import Record, load_tensor
+
+if TYPE_CHECKING:
+    from logsnr.benchmarks.pipeline_fit import PipelineFit
 
 SDE = "SDE"  # what stands in the place of a distance to the solution of the ODE
 
@@ -54,6 +57,7 @@ class Findings:
     problem: Mapping[str, Any]
     records: tuple[tuple[Job, Record], ...]
     folder: Path
+    fit: PipelineFit | None = None
 
     @cached_property
     def _states(self) -> dict[Job, Tensor]:
@@ -78,6 +82,10 @@ class Findings:
         """Largest minus smallest entry of the reference."""
         entries = [x.aminmax() for x in self.references.values()]
         return float(max(e.max for e in entries) - min(e.min for e in entries))
+
+    def distances(self, contender: Contender, nfe: int) -> list[float]:
+        """The RMSE of each seed that has come to an end."""
+        return [_rmse([gap]) for gap in self._gaps(contender, nfe)]
 
     def _gaps(self, contender: Contender | None, nfe: int) -> list[Tensor]:
         found = {seed: self._states.get(Job(contender, nfe, seed)) for seed in self.references}
@@ -142,6 +150,7 @@ class Findings:
             "reference_nfe": list(self.study.reference_nfe),
             "error_bar": self.error_bar,
             "range": self.range,
+            "fit": None if self.fit is None else self.fit.as_json(),
             "cells": cells,
         }
 

@@ -75,6 +75,8 @@ def notes(findings: Findings) -> list[str]:
         f"{findings.error_bar:.2e} away (RMSE), which is its error bar. Its entries span "
         f"{findings.range:.3g}.",
     ]
+    if findings.fit is not None:
+        lines.insert(0, findings.fit.text)
     if any(cell.rmse is not None and cell.rmse < 3 * findings.error_bar for cell in cells):
         lines.append(
             "~ less than three error bars: the error of the reference is a good part of it. Raise "

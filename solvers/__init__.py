@@ -9,6 +9,7 @@ from .ems_verdict import Verdict
 from .estimation import check_ems, estimate_ems, estimation
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
+from .location_fit import FittedLocation, fit_location
 from .logistic import default_location
 from .parallel import ParallelStats, sample_parallel
 from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
@@ -44,6 +45,7 @@ __all__ = [
     "DiscreteVP",
     "DynamicThreshold",
     "Evaluation",
+    "FittedLocation",
     "FlowMatching",
     "NFELimitError",
     "Grid",
@@ -65,6 +67,7 @@ __all__ = [
     "default_location",
     "estimate_ems",
     "estimation",
+    "fit_location",
     "make_plan",
     "methods",
     "plan_on_grid",

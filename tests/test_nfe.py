@@ -261,7 +261,7 @@ def test_flow_models(tmp_path):
     assert cells["ddim:linspace", 4].rmse == pytest.approx(cells["stock", 4].rmse, rel=1e-3)
     assert cells["unipc", 4].rounding is None
     names = [contender.name for contender in default_contenders(subject.pipe.scheduler)]
-    assert names == ["stock", "ddim", "dpm-solver++", "unipc", "unipc"]
+    assert names == ["stock", "ddim", "dpm-solver++", "PlanScheduler", "unipc"]
 
 
 @pytest.mark.parametrize(("options", "rounded"), [({}, False), ({"use_karras_sigmas": True}, True)])

@@ -47,6 +47,12 @@ def nfe(
         str,
         typer.Option(help="Evaluations of the converged solution, and of its error bar."),
     ] = "200,150",
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit", help="Fit the grid's location to the pipeline: 84 more evaluations a seed."
+        ),
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of the table.")
     ] = False,
@@ -66,6 +72,7 @@ def nfe(
 
     from logsnr.benchmarks.contenders import default_contenders
     from logsnr.benchmarks.nfe import accuracy_of, contenders_of, measure, summary
+    from logsnr.benchmarks.pipeline_fit import fit_study, with_pasted
     from logsnr.benchmarks.pipeline_report import (
         ERROR_PLOT,
         PICTURES,
@@ -90,11 +97,12 @@ def nfe(
             call_args=given,
         )
         chosen = chosen or default_contenders(subject.pipe.scheduler)
-        study = Study(chosen, counts, picked, accuracy)
+        study = Study(with_pasted(chosen) if fit else chosen, counts, picked, accuracy)
         check_study(study, subject)
+        trial = fit_study(study, subject) if fit else None
         folder(out)
     with working(kept=out):
-        findings = measure(study, subject, out)
+        findings = measure(study, subject, out, trial)
         write_findings(findings, out)
     if json_:
         typer.echo(json.dumps(findings.as_json(), indent=2))
