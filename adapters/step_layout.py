@@ -83,7 +83,8 @@ def step_layout(
         evaluation_times(spacing, schedule, start, last, n, to_zero=to_zero, parameters=parameters)
     )
     if spacing in LOGISTIC:  # on the steps that the network is told
-        times = snapped(schedule, torch.cat([times, times.new_tensor([end.t])]))[:-1]
+        below = end.t if n < steps else 0.0  # all of the steps: the last is the end too
+        times = snapped(schedule, torch.cat([times, times.new_tensor([below])]))[:-1]
     nodes = _at_times(schedule, times)
     return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
 

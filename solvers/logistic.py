@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .schedules import FlowMatching, NoiseSchedule
 
 LARGEST_IMAGE = 32
+WIDER = (5, 8, 10, 15, 20), (1.2, 1.4, 1.5, 1.8, 1.9)
+WIDER_OF_FLOW = (10, 20), (1.2, 1.4)
+"""Numbers of evaluations and the scales of their grids."""
 
 
 def default_location(
@@ -46,14 +50,14 @@ def default_location(
         return 0.5 - 0.2 * math.log(shift)
     if size is not None and size <= LARGEST_IMAGE:
         return 0.7 - math.log(size / 8)
-    return -0.5
+    return -0.6
 
 
 def default_scale(schedule: NoiseSchedule, n: int) -> float:
     """The scale of a grid of n evaluations where nobody names one; it grows with n."""
     if isinstance(schedule, FlowMatching):
-        return min(max(1.2, 1.2 + 0.02 * (n - 10)), 1.4)
-    return min(max(1.3, 1.3 + 0.05 * (n - 5)), 1.9)
+        return float(np.interp(n, *WIDER_OF_FLOW))
+    return float(np.interp(n, *WIDER))
 
 
 def logistic_lams(

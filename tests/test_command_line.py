@@ -141,7 +141,7 @@ def estimated(tmp_path_factory):
 @pytest.mark.parametrize("name", ["journal", "settings.json", "group.f64", "total.f64"])
 def test_a_damaged_checkpoint_is_named(name, content, tmp_path, estimated):
     shutil.copytree(estimated, tmp_path, dirs_exist_ok=True)
-    (file,) = tmp_path.rglob(name)
+    file = min(tmp_path.rglob(name), key=lambda path: len(path.parts))  # the check has its own
     file.write_bytes(content)
     result = run("ems", *CHEAP["ems"], f"--out={tmp_path}")
     assert result.exit_code != 0 and isinstance(result.exception, SystemExit)

@@ -94,6 +94,7 @@ def test_a_straight_path_is_exact_at_every_order():
     "schedule, options, message",
     [
         (VPLinear(), {"variable": "time"}, "variable='time' is for FlowMatching"),
+        (FLOW, {"corrector": True}, "corrector=True needs variable='time'"),
         (FLOW, {"variable": "lambda"}, "variable='lambda': choose one of"),
         (FLOW, {"relaxation": 0.0}, "relaxation=0.0: need a number in"),
         (FLOW, {"relaxation": 1.5}, "relaxation=1.5: need a number in"),

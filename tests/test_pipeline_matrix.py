@@ -125,9 +125,13 @@ def test_the_pipeline_runs_the_plan(name, solver):
     result, told = family.run(scheduler, steps=8, latents=start, guidance_scale=GUIDANCE)
     discrete = isinstance(schedule, DiscreteVP)
     times = [(t + 1) / 1000 if discrete else t / 1000 for t in told]
-    options = {"order": 2} if solver in ("dpm-solver++", "unipc", "deis", "ipndm") else {}
-    if solver == "deis":
+    options: dict[str, object] = (
+        {"order": 2} if solver in ("dpm-solver++", "unipc", "deis", "ipndm") else {}
+    )
+    if solver in ("deis", "ipndm"):
         options["lower_order_final"] = True
+    if solver == "ipndm" and not discrete:
+        options["variable"] = "time"
     plan = make_plan(solver, schedule, times=[*times, 0.0], **options)
     assert plan.nfe == 8
     with torch.no_grad():

@@ -4,8 +4,6 @@ The classical Adams-Bashforth weights w of equal steps, applied to the first-ord
 
     x_t = a x_s + b sum_j w_j eps_j,      (a, b) of DDIM.
 
-A corrector repeats the step with the Adams-Moulton weights, once the network was called at its end:
-that evaluation is the next step's, so it costs none.
 
 They are of their nominal order only on grids that are uniform in rho = sigma / alpha. On any
 other smooth grid neighbouring steps differ by a share O(h), and the order is at most 2.
@@ -14,7 +12,9 @@ which are those of DEIS rhoAB, and keeps its order on every grid.
 
 On flow matching the same can be done in t (``variable="time"``): the first-order step is Euler's,
 (a, b) = (1, t' - t), and eps becomes the velocity eps - x0. That is finite at pure noise and at the
-data, so the first evaluation counts and the last step can keep its order.
+data, so the first evaluation counts and the last step can keep its order. There a corrector can
+repeat the step with the Adams-Moulton weights, once the network was called at its end: that
+evaluation is the next step's, so it costs none.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def ipndm(
     ----------
     variant : "fixed", the weights of equal steps, or "variable", those of the actual steps.
     variable : "sigma", or "time" on `FlowMatching`.
-    corrector : correct every step but the last by Adams-Moulton.
+    corrector : correct every step but the last by Adams-Moulton (in t).
     relaxation : the share of the correction that is made, in (0, 1]. Less than all of it is more
         robust where the prediction changes fast, as with large guidance scales.
     lower_order_final : lower the order towards the last steps.
@@ -88,9 +88,11 @@ def ipndm(
     check_order(order, (1, 2, 3, 4))
     check_choice("variant", variant, ("fixed", "variable"))
     check_choice("variable", variable, ("sigma", "time"))
+    straight = variable == "time"
+    if corrector and not straight:
+        raise ValueError("corrector=True needs variable='time', of flow matching")
     if not 0 < relaxation <= 1:
         raise ValueError(f"relaxation={relaxation!r}: need a number in (0, 1]")
-    straight = variable == "time"
     if straight and not isinstance(grid.schedule, FlowMatching):
         raise ValueError(f"variable='time' is for FlowMatching, not for {grid.schedule!r}")
     space = "velocity" if straight else "noise"
