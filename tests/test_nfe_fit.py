@@ -21,6 +21,7 @@ from logsnr.benchmarks.pipeline_findings import Findings
 from logsnr.benchmarks.pipeline_fit import fit_study, fitted, rule_of
 from logsnr.benchmarks.pipeline_runs import Subject, open_pipeline, run_pipeline_once
 from logsnr.benchmarks.pipeline_study import RECORDS, Study, measure_all
+from logsnr.solvers import DiscreteVP, default_location
 from logsnr.solvers.location_fit import LOCATIONS, lowest
 
 SHORT = ["--nfe=3", "--seeds=5", "--reference-nfe=10,9", "--solvers=unipc", "--fit"]
@@ -51,7 +52,8 @@ def fitted_once(model, tmp_path_factory) -> tuple[list[str], Path, dict[str, Any
 def test_the_command_fits_and_compares(fitted_once, subject, monkeypatch):
     command, out, found = fitted_once
     fit, location = found["fit"], found["fit"]["location"]
-    assert fit["rule"] == pytest.approx(-0.5) and fit["tried"] == list(LOCATIONS)
+    rule = default_location(DiscreteVP(subject.pipe.scheduler.alphas_cumprod))
+    assert fit["rule"] == pytest.approx(rule) and fit["tried"] == list(LOCATIONS)
     assert fit["evaluations"] == 6 * (6 + 8)
     vertex = lowest(fit["tried"], [math.log(error) for error in fit["errors"]])
     assert location == pytest.approx(vertex, abs=0.005)
@@ -68,7 +70,7 @@ def test_the_command_fits_and_compares(fitted_once, subject, monkeypatch):
     again = run(*command, f"--out={out}")
     words = " ".join(again.output.split())
     assert again.exit_code == 0, again.output
-    assert fit["line"] in words and "the rule's is -0.50" in words
+    assert fit["line"] in words and f"the rule's is {rule:.2f}" in words
     assert fit["line"] in (out / "report.md").read_text()
 
 
@@ -123,26 +125,27 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 
 @pytest.mark.parametrize(
-    ("config", "same_as"),
+    "config",
     [
-        (BETAS, -0.5),
-        ({**BETAS, "sample_size": 16, "solver": "unipc"}, 0.0),
-        (FlowMatchEulerDiscreteScheduler(shift=3.0).config, 0.5 - 0.2 * math.log(3)),
-        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config, None),
-        (PlanScheduler(location=0.25).config, 0.25),
+        BETAS,
+        {**BETAS, "sample_size": 16, "solver": "unipc"},
+        FlowMatchEulerDiscreteScheduler(shift=1.0).config,
+        FlowMatchEulerDiscreteScheduler(shift=3.0).config,
+        PlanScheduler(location=0.25).config,
+        PlanScheduler(sample_size=16).config,
     ],
 )
-def test_the_rules_location_is_that_of_the_scheduler(config, same_as):
-    """As the nodes of the default grid have it: those of the same location, given."""
+def test_the_rules_location_is_that_of_the_scheduler(config):
+    """The nodes of the default grid are those of the same location, given."""
     rule = rule_of(config)
-    assert rule == (None if same_as is None else pytest.approx(same_as, abs=0.01))
-    if rule is not None:
-        first, second = (
-            PlanScheduler.from_config(config, **said) for said in ({}, {"location": rule})
-        )
-        first.set_timesteps(7)
-        second.set_timesteps(7)
-        torch.testing.assert_close(first.sigmas, second.sigmas)
+    first, second = (PlanScheduler.from_config(config, **said) for said in ({}, {"location": rule}))
+    first.set_timesteps(7)
+    second.set_timesteps(7)
+    torch.testing.assert_close(first.sigmas, second.sigmas)
+
+
+def test_a_dynamic_shift_is_known_at_the_call_only():
+    assert rule_of(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config) is None
 
 
 @pytest.mark.parametrize(
