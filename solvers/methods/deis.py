@@ -45,7 +45,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=lambda o: o["order"] if o["variant"].startswith("rhork") else 1,
     title="DEIS: exponential Adams-Bashforth in t or rho, Runge-Kutta in rho",
-    when="unguided models, order 3 or 4",
+    when="smooth unguided problems, order 3 or 4",
     paper="zhang2023deis",
     spaces=("noise",),
 )

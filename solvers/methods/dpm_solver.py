@@ -86,7 +86,7 @@ def _build(
     order=_order,
     nfe_per_step=lambda o: 1 if o["steps"] == "multistep" else o["order"],
     title="DPM-Solver++: exponential integrator of the data prediction in lambda",
-    when="strong guidance, at order 2",
+    when="as unipc, without its corrector: guided models, at order 2",
     paper="lu2022dpmpp",
     spaces=("data",),
 )

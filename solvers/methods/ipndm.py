@@ -57,7 +57,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="iPNDM: Adams-Bashforth weights of equal steps times the DDIM step",
-    when="flow models, in t and with the corrector",
+    when="flow models, in t (corrector without strong guidance); EDM models",
     paper="zhang2023deis",
     spaces=("noise",),
 )

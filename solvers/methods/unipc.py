@@ -50,7 +50,7 @@ def _order(options: Mapping[str, Any]) -> int:
     order=_order,
     nfe_per_step=1,
     title="UniPC: multistep predictor with a corrector that costs no evaluation",
-    when="the first choice, from 5 evaluations on",
+    when="the first choice for VP models, at order 2",
     paper="zhao2023unipc",
 )
 def unipc(
