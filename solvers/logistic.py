@@ -22,7 +22,7 @@ from torch import Tensor
 from .schedules import FlowMatching, NoiseSchedule
 
 LARGEST_IMAGE = 32
-WIDER = (5, 8, 10, 15, 20), (1.2, 1.4, 1.5, 1.8, 1.9)
+WIDER = (5, 8, 10, 15, 20), (1.2, 1.45, 1.5, 1.8, 1.9)
 WIDER_OF_FLOW = (10, 20), (1.2, 1.4)
 """Numbers of evaluations and the scales of their grids."""
 
@@ -50,7 +50,7 @@ def default_location(
         return 0.5 - 0.2 * math.log(shift)
     if size is not None and size <= LARGEST_IMAGE:
         return 0.7 - math.log(size / 8)
-    return -0.6
+    return -0.5
 
 
 def default_scale(schedule: NoiseSchedule, n: int) -> float:
