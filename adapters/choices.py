@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
@@ -34,6 +36,12 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for an unknown solver or spacing, for an option that the solver does not
     have, and for a value of an option, the order among them, that it does not take.
     """
+    stored: dict[str, Any] = {
+        key: value.item()  # numbers of numpy, which JSON does not have
+        for key, value in config.items()
+        if isinstance(value, np.number)
+    }
+    config = {**config, **stored}
     method = settled(config)
     name, options = solver_name(method), solver_options(method, _NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
@@ -44,7 +52,6 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             _try(name, grid, tuple(sorted(options.items())))
         except TypeError:  # a value that cannot be a key
             plan_on_grid(name, grid, _NFE, **options)
-    stored: dict[str, Any] = {}
     if (betas := config.get("trained_betas")) is not None:
         stored["trained_betas"] = _numbers("trained_betas", betas)  # a config is saved as JSON
     typed = config.get("timestep_spacing") or AUTO

@@ -95,10 +95,9 @@ def _spaced(
     """t of n evaluations by the config's rule, shifted."""
     steps = int(config["num_train_timesteps"])
     if spacing in LOGISTIC:
-        terminal = config.get("shift_terminal")
         location = location_of(config, schedule, resolution_shift(config, mu))
         parameters = parameters_of(config, spacing, location)
-        last = max(1 / steps, float(terminal or 0))
+        last = max(1 / steps, smallest_time(config))
         return evaluation_times(
             spacing, schedule, 1.0, last, n, to_zero=to_zero, parameters=parameters
         )
@@ -164,13 +163,23 @@ def resolution_shift(config: Mapping[str, Any], mu: float | None) -> float:
         kind = config.get("time_shift_type") or "exponential"
         if kind not in ("exponential", "linear"):
             raise ValueError(f"time_shift_type={kind!r}: choose 'exponential' or 'linear'")
-        shift = math.exp(mu) if kind == "exponential" else float(mu)
+        with np.errstate(over="ignore"):  # named below
+            shift = float(np.exp(mu)) if kind == "exponential" else mu
+        typed = f"mu={mu!r}"
     else:
-        given = config.get("shift")
-        shift = float(config["flow_shift"] if given is None else given)
+        key = "flow_shift" if config.get("shift") is None else "shift"
+        shift, typed = float(config[key]), f"{key}={config[key]!r}"
     if not 0 < shift < math.inf:
-        raise ValueError(f"shift={shift!r}: need a positive number")
+        raise ValueError(f"{typed} means a shift of {shift!r}: need a positive number")
     return shift
+
+
+def smallest_time(config: Mapping[str, Any]) -> float:
+    """``shift_terminal``, 0 for none; ValueError unless in [0, 1)."""
+    terminal = float(config.get("shift_terminal") or 0)
+    if not 0 <= terminal < 1:
+        raise ValueError(f"shift_terminal={terminal!r}: need a time in [0, 1), or None")
+    return terminal
 
 
 def shifted(
@@ -179,7 +188,7 @@ def shifted(
     """The times t in [0, 1] after the config's shift and stretch."""
     shift = resolution_shift(config, mu)
     t = shift_time(t, shift)
-    terminal = config.get("shift_terminal")
+    terminal = smallest_time(config)
     if stretch and terminal and t[-1] < 1:
         t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
     return t

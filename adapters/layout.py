@@ -103,6 +103,8 @@ def layout(
     n = None if n is None else int(n)
     if isinstance(schedule, DiscreteVP | SigmaModel) and sigmas is not None:
         _check_levels(sigmas, timesteps)
+    if isinstance(schedule, DiscreteVP | SigmaModel) and mu is not None:
+        raise ValueError(f"mu={mu!r} is the shift of flow models, and this model is none")
     place: Place = flow_layout
     if isinstance(schedule, DiscreteVP):
         place = step_layout

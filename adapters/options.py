@@ -102,7 +102,9 @@ def table_changes(
     diffusers, ``euler_at_final`` is for the multistep DPM-Solvers.
     """
     disabled = config.get("disable_corrector") or ()
-    if not all(isinstance(step, int) and step >= 0 for step in disabled):
+    if not isinstance(disabled, list | tuple) or not all(
+        isinstance(step, int) and step >= 0 for step in disabled
+    ):
         raise ValueError(f"disable_corrector={disabled!r}: need a list of steps, counted from 0")
     changes: dict[str, Any] = {}
     steps = tuple(sorted(step - begin for step in disabled if step >= begin))
@@ -185,5 +187,7 @@ def threshold(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
         return dynamic if unit == 1 else partial(_in_units, dynamic, unit)
     if config["clip_sample"]:
         bound = float(config["clip_sample_range"]) / unit
+        if not bound > 0:
+            raise ValueError(f"clip_sample_range={bound * unit!r}: need a positive number")
         return partial(torch.clamp, min=-bound, max=bound)
     return None

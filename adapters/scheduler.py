@@ -63,8 +63,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     prediction_type : None is the velocity for flow models and epsilon otherwise.
     timestep_spacing : a name of ``logsnr.solvers.SPACINGS``. "auto" is the logistic grid.
     location, scale : its centre and its width in lambda; None is what is best known.
-    sample_size : the side of the images that the network makes, which tells the location for
-        those of up to 32 (``pipe.unet.config.sample_size``).
+    sample_size : the side (or both) of the images that the network makes, which tells the location
+        for those of up to 32 (``pipe.unet.config.sample_size``).
     final_sigmas_type : "zero" or "sigma_min"; None follows ``set_alpha_to_one`` for
         ``solver="ddim"`` and is "zero" otherwise.
     shift : makes this a flow-matching scheduler, as FlowMatchEulerDiscreteScheduler's;

@@ -19,7 +19,7 @@ from .denoiser import Denoiser, check_start
 from .plan import Plan
 from .registry import make_plan
 from .run import sample
-from .schedules import FlowMatching, NoiseSchedule
+from .schedules import NoiseSchedule, is_straight
 
 LOCATIONS = (-1.2, -0.8, -0.4, 0.0, 0.4, 0.8)
 NFE = (6, 8)
@@ -92,7 +92,7 @@ def fit_location(
     denoise : a `Denoiser`, or a data prediction (x, t) -> x0.
     x_T : some start states (B, *event), eight or so; see `Plan.start`.
     schedule : of the network.
-    solver : the solver that the location is for; None is UniPC-2, on `FlowMatching` iPNDM-2 in t
+    solver : the solver that the location is for; None is UniPC-2, on the straight path iPNDM-2 in t
         with its corrector.
     nfe : its numbers of evaluations.
     locations : those to try, rising, three at least. Data of another scale have their best
@@ -109,7 +109,7 @@ def fit_location(
         if key in plan:
             raise ValueError(f"{key}={plan[key]!r}: the grids of the fit are logistic ones")
     if solver is None:
-        solver, own = OF_FLOWS if isinstance(schedule, FlowMatching) else OF_OTHERS
+        solver, own = OF_FLOWS if is_straight(schedule) else OF_OTHERS
         plan = {**own, **plan}
     plans = {
         c: [make_plan(solver, schedule, nfe=n, location=c, **plan) for n in counts] for c in places

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .schedules import FlowMatching, NoiseSchedule
+from .schedules import NoiseSchedule, is_straight
 
 LARGEST_IMAGE = 32
 WIDER = (5, 8, 10, 15, 20), (1.2, 1.45, 1.5, 1.8, 1.9)
@@ -46,7 +46,7 @@ def default_location(
         raise ValueError(f"shift={shift!r}: need a positive number")
     if size is not None and not 0 < size < math.inf:
         raise ValueError(f"sample_size={size!r}: need a positive number")
-    if isinstance(schedule, FlowMatching):
+    if is_straight(schedule):
         return 0.5 - 0.2 * math.log(shift)
     if size is not None and size <= LARGEST_IMAGE:
         return 0.7 - math.log(size / 8)
@@ -55,7 +55,7 @@ def default_location(
 
 def default_scale(schedule: NoiseSchedule, n: int) -> float:
     """The scale of a grid of n evaluations where nobody names one; it grows with n."""
-    if isinstance(schedule, FlowMatching):
+    if is_straight(schedule):
         return float(np.interp(n, *WIDER_OF_FLOW))
     return float(np.interp(n, *WIDER))
 

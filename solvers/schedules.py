@@ -337,6 +337,12 @@ class FlowMatching(NoiseSchedule):
         return torch.sigmoid(-lam)
 
 
+def is_straight(schedule: NoiseSchedule) -> bool:
+    """Whether the schedule is the straight path of flow matching, alpha + sigma = 1."""
+    middle = (schedule.t_start + schedule.t_end) / 2
+    return abs(schedule.alpha(middle) + schedule.sigma(middle) - 1) < 1e-9
+
+
 def shift_time(t: Quantity, shift: float) -> Quantity:
     """The resolution shift t -> shift t / (1 + (shift - 1) t) of Esser et al. 2024, eq. 23.
 

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from .logistic import default_location, default_scale, logistic_lams
-from .schedules import DiscreteVP, NoiseSchedule
+from .schedules import DiscreteVP, NoiseSchedule, is_straight
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parame
 
 
 def _kl_optimal(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
-    straight = _straight(schedule, start, end)
+    straight = is_straight(schedule)
     first, last = (math.atan(_level(schedule, t, straight)) for t in (start, end))
     return _at_levels(schedule, torch.tan(_line(first, last, n)), straight, start, end)
 
@@ -135,7 +135,7 @@ def _kl_optimal(schedule: NoiseSchedule, start: float, end: float, n: int, p: Pa
 def _linear_quadratic(
     schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters
 ) -> Tensor:
-    straight = _straight(schedule, start, end)
+    straight = is_straight(schedule)
     first, last = _level(schedule, start, straight), _level(schedule, end, straight)
     if first == math.inf:
         raise ValueError(
@@ -144,12 +144,6 @@ def _linear_quadratic(
         )
     shares = torch.as_tensor(linear_quadratic(n))
     return _at_levels(schedule, first + (last - first) * shares, straight, start, end)
-
-
-def _straight(schedule: NoiseSchedule, start: float, end: float) -> bool:
-    """Whether the schedule is the straight path of flow matching, alpha + sigma = 1."""
-    middle = (start + end) / 2
-    return abs(schedule.alpha(middle) + schedule.sigma(middle) - 1) < 1e-9
 
 
 def _level(schedule: NoiseSchedule, t: float, straight: bool) -> float:

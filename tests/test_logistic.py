@@ -7,7 +7,15 @@ import pytest
 from cases import BETAS, RANGES
 from scipy.stats import logistic
 
-from logsnr.solvers import SPACINGS, DiscreteVP, FlowMatching, Grid, VPLinear, make_plan
+from logsnr.solvers import (
+    SPACINGS,
+    CustomSchedule,
+    DiscreteVP,
+    FlowMatching,
+    Grid,
+    VPLinear,
+    make_plan,
+)
 
 
 def lams(schedule, n, start, end, **rule):
@@ -62,6 +70,17 @@ def test_auto_is_the_logistic_grid_and_the_default():
     named = make_plan("unipc", VPLinear(), nfe=8, spacing="auto")
     assert plain.rows == named.rows
     assert plain.times == make_plan("unipc", VPLinear(), nfe=8, spacing="logistic").times
+
+
+@pytest.mark.parametrize("n", [3, 9, 30])
+@pytest.mark.parametrize("longest", [1.0, 1000.0])
+def test_auto_knows_a_straight_path_by_whatever_name(longest, n):
+    """alpha + sigma = 1 is flow matching, also where it is written down by its user."""
+    path = CustomSchedule(lambda t: 1 - t / longest, lambda t: t / longest, t_start=longest)
+    ours, flow = (Grid(s, s.t_start, 0.0).nodes(n) for s in (path, FlowMatching()))
+    np.testing.assert_allclose(
+        [node.t / longest for node in ours], [node.t for node in flow], rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,22 @@ def test_the_solver_follows_the_number_of_evaluations_and_every_key_for_it():
     assert solver(30, solver_type="bh1") == solver(30, disable_corrector=[0]) == "unipc"
     assert solver(30, predict_x0=False) == "unipc"
     assert solver(30, solver="deis") == "deis"
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """In every key, and in a saved folder."""
+    plain = {"location": 0.5, "scale": 1.5, "sample_size": 8, "solver_order": 3, "solver": "unipc"}
+    kinds = {float: np.float32, int: np.int64, str: str}
+    ours = PlanScheduler(**{key: kinds[type(value)](value) for key, value in plain.items()})
+    ours.save_config(tmp_path)
+    for scheduler in (ours, PlanScheduler.from_pretrained(tmp_path)):
+        assert {key: scheduler.config[key] for key in plain} == plain
+
+
+def test_the_sample_size_of_a_network_may_be_a_pair():
+    def times(size):
+        scheduler = PlanScheduler(**LATENT, sample_size=size)
+        scheduler.set_timesteps(6)
+        return scheduler.timesteps.tolist()
+
+    assert times(8) == times([8, 8]) == times((4, 16)) != times(None)

@@ -43,6 +43,7 @@ def begins_at(index):
 
 
 FLOW = {"shift": 1.0}
+FLOW_DYNAMIC = {"shift": 1.0, "use_dynamic_shifting": True}
 FLOW_INVERTED = {"shift": 1.0, "invert_sigmas": True}
 BAD = {
     "unknown solver": (lambda: scheduler_for("eulr"), "solver='eulr'.*unipc"),
@@ -115,7 +116,20 @@ BAD = {
     "negative sigmas": (bad_timesteps(sigmas=[1.0, -1.0]), "sigmas has -1.0"),
     "flow sigmas": (bad_timesteps(sigmas=[1.5, 0.5], config=FLOW), "sigmas give.*[0, 1]"),
     "wrong count": (bad_timesteps(3, timesteps=[9, 8]), "num_inference_steps=3.*2"),
-    "negative shift": (bad_timesteps(3, config={"shift": -1.0}), "shift=-1.0"),
+    "negative shift": (bad_timesteps(3, config={"shift": -1.0}), "^shift=-1.0"),
+    "negative flow_shift": (
+        bad_timesteps(3, config={"use_flow_sigmas": True, "flow_shift": -1.0}),
+        "^flow_shift=-1.0",
+    ),
+    "a shift beyond all numbers": (bad_timesteps(3, mu=800.0, config=FLOW_DYNAMIC), "^mu=800.0"),
+    "no shift": (bad_timesteps(3, mu=float("nan"), config=FLOW_DYNAMIC), "^mu=nan"),
+    "a shift without a flow": (bad_timesteps(3, mu=1.0), "^mu=1.0.*flow models"),
+    "shift_terminal": (bad_timesteps(3, config={**FLOW, "shift_terminal": 1.5}), "terminal=1.5"),
+    "negative shift_terminal": (
+        bad_timesteps(3, config={**FLOW, "shift_terminal": -0.1, "timestep_spacing": "time"}),
+        "shift_terminal=-0.1",
+    ),
+    "sample_size": (lambda: PlanScheduler(sample_size=(8, 0)), r"sample_size=\(8, 0\)"),
     "before set_timesteps": (
         lambda: scheduler_for("unipc").step(start(), 0, start()),
         "before set_timesteps",
@@ -166,6 +180,14 @@ BAD = {
     "disable_corrector": (
         bad_timesteps(5, config={"disable_corrector": ["0"]}),
         "disable_corrector=",
+    ),
+    "disable_corrector is no list": (
+        bad_timesteps(5, config={"disable_corrector": 3}),
+        "disable_corrector=3: need a list",
+    ),
+    "clip_sample_range": (
+        bad_timesteps(5, config={"clip_sample": True, "clip_sample_range": -1.0}),
+        "clip_sample_range=-1.0: need a positive",
     ),
     "everything clipped": (
         bad_timesteps(900, config={"lambda_min_clipped": 0.0}),
