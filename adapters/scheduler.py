@@ -1,7 +1,6 @@
 """PlanScheduler: every solver of the registry as a drop-in scheduler of diffusers pipelines.
 
-    config = pipe.scheduler.config
-    pipe.scheduler = PlanScheduler.from_config(config, solver="unipc", solver_order=3)
+    pipe.scheduler = PlanScheduler.from_config(pipe.scheduler.config)
 
 A pipeline owns the loop and calls ``step`` once for every network evaluation. The scheduler keeps
 one run of a plan (a generator), sends it each network output and hands back the state to evaluate
@@ -10,8 +9,8 @@ variance-preserving or flow states also for EDM networks and for Stable Video Di
 ``init_noise_sigma`` is about 1 and the model input is not scaled.
 
 The plan is laid out at the first ``step``, for the timesteps that remain: image-to-image strength
-and split schedules start in the middle. Options are not read before ``set_timesteps``, because
-Stable Diffusion's constructors rewrite the config of a scheduler that is already built.
+and split schedules start in the middle. Options are checked when a scheduler is made, and read by
+``set_timesteps``: Stable Diffusion's constructors rewrite the config of one that is built.
 
 A saved pipeline stores this module's dotted name; it must not be renamed.
 """
@@ -79,7 +78,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
     All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
-    are kept in the config. Values are checked by ``set_timesteps`` (ValueError).
+    are kept in the config. Raises ValueError for an unknown solver or spacing and for an option that
+    is wrong by itself; what depends on the run is checked by ``set_timesteps``.
     """
 
     _compatibles = list(REPLACED)
