@@ -78,8 +78,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
     All other parameters are diffusers' own; docs/pipelines.md lists them. Keys of other schedulers
-    are kept in the config. Raises ValueError for an unknown solver or spacing and for an option that
-    is wrong by itself; what depends on the run is checked by ``set_timesteps``.
+    are kept in the config. Raises ValueError for an unknown solver or spacing and for an option
+    that is wrong by itself; what depends on the run is checked by ``set_timesteps``.
     """
 
     _compatibles = list(REPLACED)
