@@ -109,7 +109,8 @@ def fit_location(
         if key in plan:
             raise ValueError(f"{key}={plan[key]!r}: the grids of the fit are logistic ones")
     if solver is None:
-        solver, own = OF_FLOWS if is_straight(schedule) else OF_OTHERS
+        straight = isinstance(schedule, NoiseSchedule) and is_straight(schedule)
+        solver, own = OF_FLOWS if straight else OF_OTHERS
         plan = {**own, **plan}
     plans = {
         c: [make_plan(solver, schedule, nfe=n, location=c, **plan) for n in counts] for c in places
