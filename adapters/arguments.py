@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ CHURN = "give it with the solver, as solver={'name': 'heun', 's_churn': ...}"
 
 def check_eta(eta: Any) -> float:
     """``eta`` as a number, which is the fourth argument of DDIM's step, and not that of others."""
-    if isinstance(eta, bool) or not isinstance(eta, int | float):
+    if isinstance(eta, Tensor) and eta.ndim == 0:
+        eta = eta.item()
+    if isinstance(eta, bool) or not isinstance(eta, Real):
         raise ValueError(
             f"eta={eta!r}: need a number (the fourth argument of step is that of DDIMScheduler; "
             "give generator, return_dict and others by name)"

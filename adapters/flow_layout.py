@@ -31,6 +31,7 @@ from .spacing import (
     LOGISTIC,
     evaluation_times,
     final_sigma,
+    offset_of,
     parameters_of,
     sigma_spacing,
     spacing_of,
@@ -104,8 +105,7 @@ def _spaced(
     if spacing == "linspace":
         return shifted(config, _to_last_step(config, steps, n, mu), mu)
     if spacing in WHOLE_STEPS:
-        offset = int(config.get("steps_offset") or 0) if spacing == "leading" else 0
-        indices = training_steps(spacing, steps, n, offset=offset)
+        indices = training_steps(spacing, steps, n, offset=offset_of(config, spacing))
         return shifted(config, (indices + 1.0).clip(max=steps) / steps, mu)
     if spacing in BEFORE_SHIFT:
         parameters = parameters_of(config, spacing)

@@ -146,6 +146,14 @@ def final_sigma(config: Mapping[str, Any], solver: str) -> str:
     return kind
 
 
+def offset_of(config: Mapping[str, Any], spacing: str) -> int:
+    """``steps_offset``, which only "leading" has; ValueError unless whole and at least 0."""
+    offset = (config.get("steps_offset") or 0) if spacing == "leading" else 0
+    if isinstance(offset, bool) or offset < 0 or int(offset) != offset:
+        raise ValueError(f"steps_offset={offset!r}: need a whole number of at least 0")
+    return int(offset)
+
+
 def sigma_spacing(name: str, low: float, high: float, n: int, rho: float = 7.0) -> np.ndarray:
     """n values from ``high`` to ``low``: "karras", "beta", "kl_optimal" or "exponential"."""
     ramp = np.linspace(0, 1, n)

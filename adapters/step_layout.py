@@ -28,6 +28,7 @@ from .spacing import (
     evaluation_times,
     final_sigma,
     flagged_spacing,
+    offset_of,
     parameters_of,
     sigma_spacing,
     spacing_of,
@@ -93,7 +94,7 @@ def spaced_steps(
     config: Mapping[str, Any], spacing: str, solver: str, schedule: DiscreteVP, n: int
 ) -> np.ndarray:
     """The n training steps of a rule for whole steps, falling."""
-    offset = int(config.get("steps_offset") or 0) if spacing == "leading" else 0
+    offset = offset_of(config, spacing)
     steps = schedule.steps - _clipped(config, schedule)
     # A single point would be the end itself, at which DDIM does begin.
     points = solver in COUNT_POINTS and (n > 1 or (solver, spacing) == ("ddim", "leading"))

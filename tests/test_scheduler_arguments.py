@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from scheduler_cases import (
@@ -86,6 +87,17 @@ def test_eta_is_the_fourth_argument_of_step():
             x = scheduler.step(network(x, t), t, x, 0.7, False, generator, None, False)[0]
         results.append(x)
     assert_close(*results, 3e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_eta_is_a_number_of_any_type(kind):
+    results = []
+    for eta in (0.5, kind(0.5)):
+        scheduler = scheduler_for("ddim")
+        scheduler.set_timesteps(4)
+        t, x = scheduler.timesteps[0], start()
+        results.append(scheduler.step(0.1 * x, t, x, eta, variance_noise=x).prev_sample)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("given, words", [

@@ -181,6 +181,14 @@ BAD = {
         bad_timesteps(5, config={"disable_corrector": ["0"]}),
         "disable_corrector=",
     ),
+    "half an offset": (
+        bad_timesteps(5, config={"timestep_spacing": "leading", "steps_offset": 2.5}),
+        "steps_offset=2.5: need a whole number",
+    ),
+    "a negative offset of a flow": (
+        bad_timesteps(5, config={**FLOW, "timestep_spacing": "leading", "steps_offset": -3}),
+        "steps_offset=-3: need a whole number",
+    ),
     "disable_corrector is no list": (
         bad_timesteps(5, config={"disable_corrector": 3}),
         "disable_corrector=3: need a list",
