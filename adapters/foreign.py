@@ -14,7 +14,9 @@ from typing import Any
 
 from .keys import MODEL_KEYS
 from .noise_schedules import is_flow
-from .spacing import GRID_KEYS
+from .options import solver_name
+from .settled import settled
+from .spacing import GRID_KEYS, spacing_of
 
 SAMPLING_KEYS = (
     *GRID_KEYS,
@@ -91,6 +93,24 @@ def model_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     defaults = config["_use_default_values"]
     kept = sorted(key for key in defaults if key not in MODEL_KEYS or config.get(key) is None)
     return {**config, "_use_default_values": kept}
+
+
+NO_FLOW = "models that are no flow"
+
+
+def say_without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Name in the log what a user gave that the scheduler of ``config`` has no use for."""
+    solver, flow = solver_name(settled(config)), is_flow(config)
+    reasons = {
+        "steps_offset": None if spacing_of(config) == "leading" else "timestep_spacing='leading'",
+        "set_alpha_to_one": None if solver == "ddim" else "solver='ddim'",
+        **dict.fromkeys(
+            ("sigma_min", "sigma_max", "beta_start", "beta_end"), NO_FLOW if flow else None
+        ),
+    }
+    for key, owner in reasons.items():
+        if owner is not None and given.get(key):
+            _say(f"{key}={given[key]!r} has no effect here: it belongs to {owner}")
 
 
 @cache

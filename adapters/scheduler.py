@@ -36,7 +36,7 @@ from .choices import OTHER_NAMES, check_implied, checked, without_implied
 from .config import Config, as_one
 from .description import Description, described
 from .ems_file import read_beside, write_beside
-from .foreign import in_force, is_own, model_in_force, of_the_model, with_habits
+from .foreign import in_force, is_own, model_in_force, of_the_model, say_without_effect, with_habits
 from .keys import check_known, defaults, said_only, unsaid
 from .laid_out import laid_out
 from .noise_levels import levels_of, noisy, training_levels
@@ -188,7 +188,9 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
             else:
                 config = of_the_model(config, kwargs, origin)
             config = without_implied(one_grid(config, kwargs), kwargs)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        say_without_effect((made[0] if isinstance(made, tuple) else made).config, kwargs)
+        return made
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

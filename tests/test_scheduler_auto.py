@@ -296,3 +296,25 @@ def test_the_sample_size_of_a_network_may_be_a_pair():
         return scheduler.timesteps.tolist()
 
     assert times(8) == times([8, 8]) == times((4, 16)) != times(None)
+
+
+@pytest.mark.parametrize(
+    "config, given",
+    [
+        (LATENT, {"steps_offset": 1}),
+        (LATENT, {"set_alpha_to_one": True}),
+        (FLOW, {"sigma_max": 2.0}),
+        (FLOW, {"beta_end": 0.012}),
+    ],
+    ids=str,
+)
+def test_a_keyword_without_effect_is_named(config, given, caplog):
+    _say.cache_clear()
+    ours = PlanScheduler(**config).config
+    PlanScheduler.from_config(ours, **given)
+    (line,) = [record.getMessage() for record in caplog.records]
+    ((key, value),) = given.items()
+    assert line.startswith(f"{key}={value!r} has no effect here")
+    caplog.clear()
+    PlanScheduler.from_config(ours)
+    assert not caplog.records
