@@ -37,9 +37,8 @@ def _solver(config: Mapping[str, Any], n: int | None) -> str | Mapping[str, Any]
     if kind in OTHER_SOLVER_TYPES:
         return "deis"
     asked = kind in UNIPC_VARIANTS or config.get("disable_corrector")
-    if asked or not config.get("predict_x0", True) or not config.get("lower_order_final", True):
-        return "unipc"
-    if not is_flow(config):
+    asked = asked or not config.get("predict_x0", True) or not config.get("lower_order_final", True)
+    if asked or not is_flow(config):
         return "unipc"
     # A predictor-corrector in t: of second order from pure noise on, one evaluation a step.
     few = n is not None and n <= FEW
