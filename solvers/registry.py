@@ -13,7 +13,7 @@ from torch import Tensor
 from .grids import Grid, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
-from .schedules import NoiseSchedule
+from .schedules import FlowMatching, NoiseSchedule
 
 Build = Callable[..., Plan]
 Metadata = Callable[[Mapping[str, Any]], int]
@@ -245,6 +245,14 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def is_in_time(variable: Any, schedule: NoiseSchedule) -> bool:
+    """Whether a method in "sigma" or "time" is one in t; ValueError where that is not its path."""
+    check_choice("variable", variable, ("sigma", "time"))
+    if variable == "time" and not isinstance(schedule, FlowMatching):
+        raise ValueError(f"variable='time' is for FlowMatching, not for {schedule!r}")
+    return variable == "time"
 
 
 def check_order(order: Any, choices: Container[int]) -> None:

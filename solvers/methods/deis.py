@@ -28,7 +28,14 @@ from ..grids import Grid
 from ..plan import Node, Plan
 from ..registry import check_choice, check_order, count_steps, solver
 from ..schedules import DiscreteVP, NoiseSchedule
-from .lagrange import Array, lambda_measure, means, panels, step_weights
+from .lagrange import (
+    Array,
+    lambda_measure,
+    means,
+    noise_ratio,
+    polynomial_weights,
+    step_weights,
+)
 from .multistep import Predictor, Weights, multistep
 from .runge_kutta import CLASSICAL, HEUN3, runge_kutta
 from .unipc import unic
@@ -92,11 +99,7 @@ def deis(
 
 def in_rho(past: Sequence[Node], end: Node) -> Weights:
     """rhoAB: a, and one b for each of ``past`` (newest first). Finite at sigma = 0."""
-    start = past[0]
-    # rho in units of the step, so that the step is [0, 1] and no power overflows.
-    rhos = np.array([node.sigma / node.alpha for node in [*past, end]])
-    scaled = (rhos - rhos[0]) / (rhos[-1] - rhos[0])
-    return step_weights("noise", start, end, means(scaled[:-1], *panels(0.0, 1.0)))
+    return polynomial_weights("noise", noise_ratio, past, end, past)
 
 
 def in_time(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Predictor:

@@ -25,8 +25,7 @@ import math
 
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import check_choice, solver
-from ..schedules import FlowMatching
+from ..registry import is_in_time, solver
 from .runge_kutta import EULER, Churn, Tableau, runge_kutta
 
 
@@ -90,10 +89,7 @@ def heun(
     Raises ValueError for values out of range.
     """
     _check_r(r)
-    check_choice("variable", variable, ("sigma", "time"))
-    straight = variable == "time"
-    if straight and not isinstance(grid.schedule, FlowMatching):
-        raise ValueError(f"variable='time' is for FlowMatching, not for {grid.schedule!r}")
+    straight = is_in_time(variable, grid.schedule)
     churn = Churn(s_churn, s_min, s_max, s_noise)
     return runge_kutta(
         grid,

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import check_choice, check_order, count_steps, solver
-from ..schedules import FlowMatching
-from .lagrange import means, panels, step_weights
+from ..registry import check_choice, check_order, count_steps, is_in_time, solver
+from .lagrange import noise_ratio, polynomial_weights, step_weights
 from .multistep import Weights, multistep
 
 ADAMS_BASHFORTH = (
@@ -87,14 +87,11 @@ def ipndm(
     """
     check_order(order, (1, 2, 3, 4))
     check_choice("variant", variant, ("fixed", "variable"))
-    check_choice("variable", variable, ("sigma", "time"))
-    straight = variable == "time"
+    straight = is_in_time(variable, grid.schedule)
     if corrector and not straight:
         raise ValueError("corrector=True needs variable='time', of flow matching")
     if not 0 < relaxation <= 1:
         raise ValueError(f"relaxation={relaxation!r}: need a number in (0, 1]")
-    if straight and not isinstance(grid.schedule, FlowMatching):
-        raise ValueError(f"variable='time' is for FlowMatching, not for {grid.schedule!r}")
     space = "velocity" if straight else "noise"
     weights = partial(_equal_steps if variant == "fixed" else _actual_steps, space)
     rows = multistep(
@@ -127,8 +124,5 @@ def _equal_steps(space: str, past: Sequence[Node], end: Node, at: Sequence[Node]
 
 def _actual_steps(space: str, past: Sequence[Node], end: Node, at: Sequence[Node]) -> Weights:
     """By the polynomial in t, or in rho = sigma / alpha, through the nodes ``at``."""
-    nodes = [*at, past[0], end]
-    u = np.array([n.t if space == "velocity" else n.sigma / n.alpha for n in nodes])
-    # In units of the step, so that it is [0, 1] and no power overflows.
-    scaled = (u - u[-2]) / (u[-1] - u[-2])
-    return step_weights(space, past[0], end, means(scaled[:-2], *panels(0.0, 1.0)))
+    u = attrgetter("t") if space == "velocity" else noise_ratio
+    return polynomial_weights(space, u, past, end, at)

@@ -15,7 +15,7 @@ Quadrature is Gauss-Legendre on panels, exact to rounding for what is smooth ins
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -80,3 +80,18 @@ def step_weights(space: str, start: Node, end: Node, shares: Array) -> Weights:
     """a and b_j = b shares_j of the step from ``start`` to ``end``, where the shares sum to 1."""
     a, b = first_order(SPACES[space], start, end)
     return a, (b * shares).tolist()
+
+
+def polynomial_weights(
+    space: str, u: Callable[[Node], float], past: Sequence[Node], end: Node, at: Sequence[Node]
+) -> Weights:
+    """a, and one b for each of ``at``: u is the variable of the polynomial and of the mean."""
+    values = np.array([u(node) for node in [*at, past[0], end]])
+    # In units of the step, so that it is [0, 1] and no power overflows.
+    scaled = (values - values[-2]) / (values[-1] - values[-2])
+    return step_weights(space, past[0], end, means(scaled[:-2], *panels(0.0, 1.0)))
+
+
+def noise_ratio(node: Node) -> float:
+    """rho = sigma / alpha."""
+    return node.sigma / node.alpha
