@@ -9,6 +9,7 @@ from typing import Any
 
 from logsnr.solvers import Grid, Node, NoiseSchedule, Plan, Row, plan_on_grid
 from logsnr.solvers.methods.multistep import first_order
+from logsnr.solvers.methods.pure_noise import STRAIGHT
 from logsnr.solvers.registry import find_solver
 
 Nodes = tuple[Node, ...]
@@ -110,7 +111,8 @@ def _spread(
     first_error: ValueError | None = None
     # Steps near pure noise may be of one evaluation, so that no number of them fits: then those
     # that begin there are joined.
-    for joined in range(len(nodes) - 1):
+    near_noise = sum(node.alpha < STRAIGHT * node.sigma for node in nodes[1:-1])
+    for joined in range(near_noise + 1):
         offered = (nodes[0], *nodes[1 + joined :])
         most = len(offered) - 1
         for steps in range(min(most, nfe), 0, -1):
