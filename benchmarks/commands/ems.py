@@ -18,6 +18,7 @@ from logsnr.benchmarks.command_line import (
     working,
     wrote,
 )
+from logsnr.benchmarks.commands.pipeline_options import CallArgs, Device, Dtype, Height, Width
 
 if TYPE_CHECKING:
     from logsnr.solvers import EMS, Verdict
@@ -68,15 +69,11 @@ def ems(
             "as memory holds."
         ),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the picture.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the picture.")] = None,
-    call_args: Annotated[
-        str, typer.Option(help="More arguments of the pipeline's call, as a JSON object.")
-    ] = "{}",
-    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16, float16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="Default: cuda where there is one, else cpu.")
-    ] = None,
+    height: Height = None,
+    width: Width = None,
+    call_args: CallArgs = "{}",
+    dtype: Dtype = "float32",
+    device: Device = None,
     shrink: Annotated[
         bool, typer.Option(help="Draw what is uncertain towards DPM-Solver++ (EMS.shrunk).")
     ] = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from logsnr.benchmarks.command_line import folder, json_object, numbers, options, working, wrote
+from logsnr.benchmarks.commands.pipeline_options import CallArgs, Device, Dtype, Height, Width
 
 
 def nfe(
@@ -31,18 +32,14 @@ def nfe(
     out: Annotated[
         Path, typer.Option(help="Folder of the records and the report; kept results are reused.")
     ] = Path("results/nfe"),
-    height: Annotated[int | None, typer.Option(help="Height of the picture.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the picture.")] = None,
+    height: Height = None,
+    width: Width = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Scale of classifier-free guidance.")
     ] = None,
-    call_args: Annotated[
-        str, typer.Option(help="More arguments of the pipeline's call, as a JSON object.")
-    ] = "{}",
-    dtype: Annotated[str, typer.Option(help="Weights: float32, bfloat16, float16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="Default: cuda where there is one, else cpu.")
-    ] = None,
+    call_args: CallArgs = "{}",
+    dtype: Dtype = "float32",
+    device: Device = None,
     reference_nfe: Annotated[
         str,
         typer.Option(help="Evaluations of the converged solution, and of its error bar."),
