@@ -1,4 +1,4 @@
-"""One rank of tests/test_parallel_shared.py, in a process of its own.
+"""One rank of tests/solvers/test_parallel_shared.py, in a process of its own.
 
 It writes down what it saw; the test reads that.
 """

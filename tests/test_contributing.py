@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from cases import GAUSSIAN, RANGES, grids, normal, plan_for
+from places import ROOT
 
 from logsnr.benchmarks.problems import exact_denoiser, point_mass
 from logsnr.solvers import SOLVERS, make_plan, sample
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 NAME = "exp-ab2"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 
 from logsnr.solvers import make_plan, sample
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from places import ROOT
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.contenders import parse_contender
@@ -207,7 +207,7 @@ def test_the_name_of_the_solver_wins_over_the_config_of_another_scheduler():
 
 def rows() -> list[tuple[list[str], str]]:
     """(names, what to write) of docs/pipelines.md's table of other programs' names."""
-    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text()
+    page = (ROOT / "docs" / "pipelines.md").read_text()
     table = page.split("## From the names you know")[1].split("Spacings have their own")[0]
     lines = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| ")][1:]
     return [

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from logsnr import adapters, solvers
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SITE = (ROOT / "mkdocs.yml").read_text()
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)

@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -25,7 +25,7 @@ from logsnr.solvers import DATA, SOLVERS, Node, Plan, VPLinear, reference_soluti
 from logsnr.solvers.methods.multistep import first_order, multistep
 
 METHODS = [(name, options) for name in SOLVERS for options in variations(name)]
-PAGE = Path(__file__).parents[1] / "docs" / "orders.md"
+PAGE = ROOT / "docs" / "orders.md"
 
 
 def name_of(method):

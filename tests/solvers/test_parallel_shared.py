@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file
 from shared_worker import PLAN, halve, play, states
 
 from logsnr.solvers.parallel.shared import Ranks, ranks, share
 
-HERE = Path(__file__).parent
-EXAMPLE = HERE.parent / "docs" / "examples" / "parallel_devices.py"
+EXAMPLE = ROOT / "docs" / "examples" / "parallel_devices.py"
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
 
 

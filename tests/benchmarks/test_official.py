@@ -8,12 +8,12 @@ model and in the time of every call.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from places import DATA
 
 from logsnr.benchmarks.problems import Mixture, Network, exact_denoiser
 from logsnr.solvers import (
@@ -30,7 +30,6 @@ from logsnr.solvers import (
     sample,
 )
 
-DATA = Path(__file__).parent / "data"
 FAMILIES = ("dpm_solver", "unipc", "edm_thuml")
 SPACING = {
     "logSNR": "logsnr",

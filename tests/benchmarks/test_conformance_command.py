@@ -5,12 +5,12 @@ import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMParallelScheduler, UniPCMultistepScheduler
+from places import DATA
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -27,7 +27,6 @@ from logsnr.benchmarks.official_sigma import vp_of
 from logsnr.benchmarks.problems import Mixture
 from logsnr.solvers import VPLinear
 
-DATA = Path(__file__).parent / "data"
 MODEL = Mixture.load(DATA / "model.json")
 
 

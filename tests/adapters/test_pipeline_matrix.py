@@ -7,11 +7,11 @@ columns that fit into a test run.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pipeline_matrix as matrix
 import pytest
 import torch
+from places import ROOT
 from tiny.family import Family, normal, using
 from tiny.refused import REFUSED
 from tiny_pipelines import FAMILIES
@@ -28,7 +28,7 @@ from logsnr.solvers import (
     sample,
 )
 
-SUPPORT = Path(__file__).parent.parent / "docs" / "support.md"
+SUPPORT = ROOT / "docs" / "support.md"
 REPRESENTATIVE = ("ddim", "dpm-solver++", "unipc", "heun")
 WHOLE_REGISTRY = ("sd", "sd3", "dit")
 

@@ -164,7 +164,7 @@ def test_an_edit_between_steps_moves_the_result_along_the_linear_part(solver):
     """For a model that ignores x, an edit d at the state of node s arrives as (sigma_t/sigma_s) d.
 
     The corrected state of a predictor-corrector must be moved as well. An edit leaves little of
-    the correction itself (tests/test_edits.py), so there is none of it here.
+    the correction itself (tests/solvers/test_edits.py), so there is none of it here.
     """
     outputs = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(4)).double()
     if solver == "unipc":

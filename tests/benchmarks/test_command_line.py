@@ -7,9 +7,9 @@ import json
 import shutil
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from places import DATA
 from typer.testing import CliRunner
 
 from logsnr.benchmarks import command_line, comparison, parallel_runs, pipeline_study
@@ -161,9 +161,6 @@ def test_data_that_cannot_be_read_are_named(name, content, tmp_path):
     result = run("ems", "--prompt=4", *CHEAP["ems"], f"--data={given}", f"--out={tmp_path / 'o'}")
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
     assert "--data" in said(result) and "cannot be read" in said(result)
-
-
-DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize("name", ["model.json", "problems.npz", "deis.json", "deis.npz"])

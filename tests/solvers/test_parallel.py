@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cases import (
     spacings,
     start_states,
 )
+from places import DATA
 
 from logsnr.benchmarks.problems import Gaussian, Mixture, Network, exact_denoiser
 from logsnr.solvers import (
@@ -37,7 +37,6 @@ from logsnr.solvers.parallel import Sweep, picard
 from logsnr.solvers.parallel.acceptance import Changes, errors_left, settled, variances
 from logsnr.solvers.parallel.picard import Evaluated, measured
 
-DATA = Path(__file__).parent / "data"
 SCHEDULE = VPLinear()
 MODES: tuple[dict[str, Any], ...] = (
     {"window": 3},

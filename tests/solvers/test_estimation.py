@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 from cases import GAUSSIAN, MIXTURE, SCHEDULES, normal
 from estimation_cases import BY_DIFFERENCE, DATA, SCHEDULE, SMALL, network_of, rowwise, shared_run
 from PIL import Image
+from places import TESTS
 from safetensors.torch import save_file
 
 from logsnr.benchmarks.embedded import load_scheduler, load_unet
@@ -305,7 +305,7 @@ def test_a_killed_process_is_resumed_to_the_same_result(tmp_path):
     folder = str(tmp_path / "ems")
     whole = estimate_ems(network_of(counting), DATA, **SMALL, batch_size=8)
     undisturbed, done = len(calls), len(calls) // 2
-    script = SCRIPT.format(tests=str(Path(__file__).parent), calls=done, folder=folder)
+    script = SCRIPT.format(tests=str(TESTS), calls=done, folder=folder)
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=100)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     calls.clear()
