@@ -1,8 +1,8 @@
 """The solvers inside other libraries: diffusers pipelines, k-diffusion, EDM networks."""
 
+from .config.noise_schedules import noise_schedule
 from .edm import from_edm
 from .k_diffusion import from_k_diffusion, to_k_diffusion
-from .noise_schedules import noise_schedule
 from .pipelines import (
     Algorithm,
     Loop,

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, FlowMatching
-from logsnr.solvers.run import version
+from logsnr.solvers.running import version
 
-from .description import Description, described
-from .noise_levels import noisy, training_levels
-from .noise_schedules import betas_of
-from .sigma_models import is_edm
+from .config.description import Description, described
+from .config.noise_schedules import betas_of
+from .config.sigma_models import is_edm
+from .timesteps.noise_levels import noisy, training_levels
 
 if TYPE_CHECKING:
-    from .config import Config
+    from .config.store import Config
 
 _DOUBLE = torch.float64
 

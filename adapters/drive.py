@@ -14,7 +14,7 @@ from logsnr.solvers import Evaluation, Node, Noise, Plan
 from logsnr.solvers.executors import Mark, TensorRows
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
-from logsnr.solvers.run import executor_for, proceed, version
+from logsnr.solvers.running import executor_for, proceed, version
 
 
 class Drive:

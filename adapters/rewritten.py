@@ -17,9 +17,9 @@ from torch import Tensor
 
 from logsnr.solvers import Node
 
-from .course import Course, course
-from .layout import Layout, check_nodes, node_of_level, node_told
-from .timetable import Timetable
+from .timesteps.course import Course, course
+from .timesteps.layout import Layout, check_nodes, node_of_level, node_told
+from .timesteps.timetable import Timetable
 
 
 def rewritten(

@@ -32,22 +32,29 @@ from logsnr.solvers.names import also_named
 
 from .arguments import check_eta, check_others, listed, number, without_variance
 from .attributes import StockAttributes
-from .choices import OTHER_NAMES, check_implied, checked, without_implied
-from .config import Config, as_one
-from .description import Description, described
+from .config.choices import OTHER_NAMES, check_implied, checked, without_implied
+from .config.description import Description, described
+from .config.foreign import (
+    in_force,
+    is_own,
+    model_in_force,
+    of_the_model,
+    say_without_effect,
+    with_habits,
+)
+from .config.keys import check_known, defaults, said_only, unsaid
+from .config.noise_schedules import noise_schedule
+from .config.sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
+from .config.stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
+from .config.store import Config, as_one
 from .ems_file import read_beside, write_beside
-from .foreign import in_force, is_own, model_in_force, of_the_model, say_without_effect, with_habits
-from .keys import check_known, defaults, said_only, unsaid
-from .laid_out import laid_out
-from .noise_levels import levels_of, noisy, training_levels
-from .noise_schedules import noise_schedule
-from .sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
-from .spacing import one_grid
 from .step_output import DataPrediction, StepOutput
 from .stepping import Stepping
-from .stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
 from .summary import summary
-from .timetable import Timetable
+from .timesteps.laid_out import laid_out
+from .timesteps.noise_levels import levels_of, noisy, training_levels
+from .timesteps.spacing import one_grid
+from .timesteps.timetable import Timetable
 from .training import training_table
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from logsnr.solvers import Node
 from logsnr.solvers.prediction import to_data
-from logsnr.solvers.run import version
+from logsnr.solvers.running import version
 
-from .description import Description
+from .config.description import Description
 
 
 class StepOutput(SchedulerOutput):

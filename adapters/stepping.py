@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, Node
-from logsnr.solvers.run import version
+from logsnr.solvers.running import version
 
 from .arguments import tensor
-from .course import Course, called, lay_out, training_course
 from .drive import Drive
 from .ems_file import check_shape
 from .rewritten import rewritten
 from .runs import Runs
-from .timetable import Timetable
+from .timesteps.course import Course, called, lay_out, training_course
+from .timesteps.timetable import Timetable
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .description import Description
+    from .config.description import Description
+    from .config.store import Config
 
 MULTISTEP = ("unipc", "dpm-solver++", "dpm-solver", "dpm-solver-v3", "deis")
 LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .options import solver_name, solver_options
-from .spacing import spacing_of
+from .config.solver_options import solver_name, solver_options
+from .timesteps.spacing import spacing_of
 
 SHOWN = 8
 """Times that are listed; of more, the first and the last ones."""

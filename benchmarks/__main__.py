@@ -24,7 +24,7 @@ COMMANDS = {
     "conformance": "Check the solvers against reference cases of official implementations.",
     "order": "Measure the order of convergence of each solver.",
 }
-"""Command NAME is the function NAME of the module ``logsnr.benchmarks.commands.NAME``."""
+"""Command NAME is the function NAME of the module ``logsnr.benchmarks.cli.NAME``."""
 
 
 class OnDemand(TyperGroup):
@@ -42,7 +42,7 @@ class OnDemand(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             app = typer.Typer(add_completion=False)
-            module = import_module(f"logsnr.benchmarks.commands.{name}")
+            module = import_module(f"logsnr.benchmarks.cli.{name}")
             app.command(name)(getattr(module, name))
             command = typer.main.get_command(app)
         return name, command, rest

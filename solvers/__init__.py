@@ -16,7 +16,7 @@ from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from .prediction import PREDICTIONS
 from .reference import reference_solution
 from .registry import SOLVERS, Solver, make_plan, plan_on_grid, solver
-from .run import Evaluation, Step, run, sample
+from .running import Evaluation, Step, run, sample
 from .schedules import (
     DiscreteVP,
     FlowMatching,

@@ -35,7 +35,7 @@ from .methods.pure_noise import DEEP
 from .plan import DATA, Node, Row
 from .prediction import check_prediction, check_signal, to_data, to_target
 from .registry import check_choice
-from .run import Evaluation, drive
+from .running import Evaluation, drive
 from .schedules import NoiseSchedule
 from .step_size import PID, Controller, Published
 

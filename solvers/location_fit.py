@@ -18,7 +18,7 @@ from torch import Tensor
 from .denoiser import Denoiser, check_start
 from .plan import Plan
 from .registry import make_plan
-from .run import sample
+from .running import sample
 from .schedules import NoiseSchedule, is_straight
 
 LOCATIONS = (-1.2, -0.8, -0.4, 0.0, 0.4, 0.8)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from logsnr.benchmarks.problems import Gaussian, Mixture
+from logsnr.benchmarks.problems.analytic import Gaussian, Mixture
 from logsnr.solvers import (
     SOLVERS,
     SPACINGS,

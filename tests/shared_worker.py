@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from logsnr.solvers import VPLinear, make_plan
-from logsnr.solvers.batches import Batch, drive_batches
 from logsnr.solvers.parallel.shared import RankError, Ranks, ranks, share
+from logsnr.solvers.requests import Batch, drive_batches
 
 PLAN = make_plan("ddim", VPLinear(), nfe=10)
 NODES = [row.node for row in PLAN.rows[:-1]]

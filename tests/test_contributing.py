@@ -10,7 +10,7 @@ import torch
 from cases import GAUSSIAN, RANGES, grids, normal, plan_for
 from places import ROOT
 
-from logsnr.benchmarks.problems import exact_denoiser, point_mass
+from logsnr.benchmarks.problems.analytic import exact_denoiser, point_mass
 from logsnr.solvers import SOLVERS, make_plan, sample
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

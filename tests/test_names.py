@@ -10,7 +10,7 @@ import torch
 from places import ROOT
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks.contenders import parse_contender
+from logsnr.benchmarks.harness.contenders import parse_contender
 from logsnr.solvers import SOLVERS, SPACINGS, VPLinear, make_plan
 from logsnr.solvers.names import ABSENT, ALIASES
 

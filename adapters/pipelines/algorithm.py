@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from logsnr.solvers import Node, NoiseSchedule, Plan, run
-from logsnr.solvers.batches import Batch
 from logsnr.solvers.grids import node_at
 from logsnr.solvers.noise import NoiseSource
-from logsnr.solvers.run import Evaluation
+from logsnr.solvers.requests import Batch
+from logsnr.solvers.running import Evaluation
 
 Process = Generator[Evaluation, Tensor | None, Any] | Generator[Batch, Tensor, Any]
 

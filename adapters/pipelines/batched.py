@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import Node
-from logsnr.solvers.batches import Batch
-from logsnr.solvers.run import version
+from logsnr.solvers.requests import Batch
+from logsnr.solvers.running import version
 
 from .algorithm import Algorithm, Loop
 from .drivers import (

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import Node
-from logsnr.solvers.batches import Batch
-from logsnr.solvers.run import Evaluation, version
+from logsnr.solvers.requests import Batch
+from logsnr.solvers.running import Evaluation, version
 
 from .algorithm import Algorithm, Loop
 

@@ -23,8 +23,9 @@ from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
 
 from ..arguments import without_variance
-from ..noise_schedules import noise_schedule
-from ..options import (
+from ..config.noise_schedules import noise_schedule
+from ..config.settled import settled
+from ..config.solver_options import (
     output_sign,
     prediction_type,
     solver_options,
@@ -33,8 +34,7 @@ from ..options import (
 )
 from ..plans import changed, spread_plan
 from ..scheduler import PlanScheduler
-from ..settled import settled
-from ..timetable import Timetable
+from ..timesteps.timetable import Timetable
 from .algorithm import Algorithm, Loop
 from .batched import Batches
 from .drivers import Counts, Driver, OneByOne, opening

@@ -9,7 +9,7 @@ from torch import Tensor
 from logsnr.solvers import FlowMatching
 from logsnr.solvers.estimation import OWN_NFE, estimation
 from logsnr.solvers.estimation.check import EVALUATIONS, MOST_STARTS
-from logsnr.solvers.estimation.ways import RIPPLE_STEP
+from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
 
 from .algorithm import Algorithm, Loop, Process
 

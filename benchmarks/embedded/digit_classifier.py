@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from logsnr.benchmarks.metrics import FeatureStatistics
+from logsnr.benchmarks.metrics.distances import FeatureStatistics
 
 CLASSIFIER_FOLDER = Path(__file__).parent / "classifier"
 WEIGHTS_FILE = "classifier.safetensors"

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from logsnr.benchmarks.embedded.diffusion_model import NULL_LABEL, load_scheduler, load_unet
 from logsnr.solvers import Denoiser, DiscreteVP, make_plan, sample_parallel
-from logsnr.solvers.batches import evaluator
 from logsnr.solvers.parallel.shared import ranks, share
+from logsnr.solvers.requests import evaluator
 
 
 def main() -> None:

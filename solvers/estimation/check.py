@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import Batch, drive_batches, evaluator
 from ..denoiser import Denoiser, check_start
 from ..ems import EMS, check_event
 from ..ems_verdict import Verdict
 from ..plan import Plan
 from ..registry import make_plan
+from ..requests import Batch, drive_batches, evaluator
 from ..schedules import NoiseSchedule
 from .conditions import check_conditions, conditioned
 from .data import KEPT, Data, generator_of, sampled

@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..batches import Batch
 from ..plan import Plan
 from ..prediction import to_data
-from ..run import run
+from ..requests import Batch
+from ..running import run
 from .probes import SampleBatch
 
 Source = Callable[[range], Generator[Batch, Tensor, Tensor]]

@@ -13,23 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch, evaluator
 from ..denoiser import Denoiser
 from ..ems import EMS
 from ..plan import Plan
 from ..progress import Show, progress_bar
 from ..registry import check_choice, check_kind
+from ..requests import Batch, evaluator
 from ..schedules import NoiseSchedule
 from .arguments import prepare, trial
 from .check import check as check_of
 from .conditions import check_conditions, conditioned
 from .data import Data
-from .memory import budget, bytes_of
-from .probes import Probe, SampleBatch, Steps
-from .process import Estimation, Setup, process
-from .records import read_settings
-from .shared import World
-from .ways import (
+from .derivatives import (
     WAYS,
     Ways,
     choose_step,
@@ -39,6 +34,11 @@ from .ways import (
     measure,
     ripples,
 )
+from .memory import budget, bytes_of
+from .probes import Probe, SampleBatch, Steps
+from .process import Estimation, Setup, process
+from .records import read_settings
+from .shared import World
 
 Result = TypeVar("Result")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

@@ -35,11 +35,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..batches import Batch
 from ..denoiser import Denoiser
 from ..methods.multistep import first_order
 from ..plan import NOISE, Node
 from ..prediction import Linear, to_data, to_noise
+from ..requests import Batch
 from ..schedules import NoiseSchedule
 
 

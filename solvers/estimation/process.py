@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import Batch
 from ..ems import EMS
 from ..plan import Node
+from ..requests import Batch
 from .data import Data, signs_and_noise
 from .probes import Measured, Path, Probe, SampleBatch, columns
 from .records import Records, State, block_size, read_settings

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..batches import drive_batches, evaluator
 from ..denoiser import Denoiser
 from ..noise import noise_source
 from ..plan import Plan
+from ..requests import drive_batches, evaluator
 from .options import check_options
 from .picard import ParallelStats, picard
 from .stand_in import stand_in, without_tensors

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batches import Batch
 from ..noise import NoiseSource
 from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
+from ..requests import Batch
 from .acceptance import SHARE, Changes, changes, errors_left, settled, variances
 from .system import (
     Frame,

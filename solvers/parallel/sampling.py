@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import Evaluate, drive_batches, evaluator
 from ..denoiser import Denoiser, check_start
 from ..noise import check_noise, noise_source
 from ..plan import Plan
 from ..prediction import check_signals
 from ..progress import progress_bar
+from ..requests import Evaluate, drive_batches, evaluator
 from .cost import predict, warn_if_slower
 from .options import check_options
 from .picard import Init, ParallelStats, Sweep, picard

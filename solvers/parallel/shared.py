@@ -35,8 +35,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from ..batches import Evaluate
 from ..plan import Plan
+from ..requests import Evaluate
 
 _TEXT = 991
 _HEADER = struct.Struct(f"<?32s{_TEXT}s")  # failed, digest, text: 1 KiB, so the rest is aligned

@@ -20,8 +20,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..batches import Evaluate
 from ..plan import Coefficient, Plan
+from ..requests import Evaluate
 
 MODES, DIMENSION, SCALE = 16, 128, 0.1
 

@@ -39,9 +39,9 @@ from logsnr.solvers import (
     sample_adaptive,
 )
 from logsnr.solvers.adaptive import AdaptiveStats
-from logsnr.solvers.batches import Batch
 from logsnr.solvers.estimation import estimate_ems
 from logsnr.solvers.grids import Grid, node_at
+from logsnr.solvers.requests import Batch
 
 STEPS = 6
 

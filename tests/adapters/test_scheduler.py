@@ -22,7 +22,7 @@ from scheduler_cases import (
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.noise_schedules import noise_schedule
+from logsnr.adapters.config.noise_schedules import noise_schedule
 from logsnr.solvers import SOLVERS, Denoiser, Grid, plan_on_grid, sample
 
 # --- against our own `sample`

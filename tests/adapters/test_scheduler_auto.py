@@ -13,7 +13,7 @@ from scheduler_cases import EDM, LATENT, drive, start
 from scipy.stats import logistic
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.foreign import SAMPLING_KEYS, _say
+from logsnr.adapters.config.foreign import SAMPLING_KEYS, _say
 from logsnr.solvers import SPACINGS
 
 FLOW = {"shift": 3.0}

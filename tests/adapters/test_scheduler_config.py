@@ -25,11 +25,11 @@ from scheduler_cases import (
 
 import logsnr.adapters.scheduler
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.foreign import SAMPLING_KEYS
-from logsnr.adapters.keys import MODEL_KEYS, defaults
-from logsnr.adapters.options import solver_options
-from logsnr.adapters.settled import settled
-from logsnr.adapters.stock import REPLACED, class_of, init_keys
+from logsnr.adapters.config.foreign import SAMPLING_KEYS
+from logsnr.adapters.config.keys import MODEL_KEYS, defaults
+from logsnr.adapters.config.settled import settled
+from logsnr.adapters.config.solver_options import solver_options
+from logsnr.adapters.config.stock import REPLACED, class_of, init_keys
 from logsnr.solvers import SOLVERS
 
 # --- there and back

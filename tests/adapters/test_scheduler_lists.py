@@ -9,7 +9,7 @@ import torch
 from scheduler_cases import LATENT, assert_close, drive, scheduler_for, start
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.own_lists import is_own_list
+from logsnr.adapters.timesteps.own_lists import is_own_list
 from logsnr.solvers import SOLVERS
 
 TIMES = [990, 930, 811, 702, 570, 421, 253, 120, 7]

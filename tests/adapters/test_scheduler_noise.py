@@ -9,8 +9,8 @@ from scheduler_cases import FAMILIES, LATENT, SHAPE, assert_close, network, sche
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.noise_schedules import is_flow
-from logsnr.adapters.sigma_models import is_edm
+from logsnr.adapters.config.noise_schedules import is_flow
+from logsnr.adapters.config.sigma_models import is_edm
 
 N = 8
 

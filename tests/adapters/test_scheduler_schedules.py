@@ -23,8 +23,8 @@ from scheduler_cases import (
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.noise_schedules import noise_schedule
-from logsnr.adapters.sigma_models import SigmaModel
+from logsnr.adapters.config.noise_schedules import noise_schedule
+from logsnr.adapters.config.sigma_models import SigmaModel
 from logsnr.solvers import SPACINGS, DiscreteVP
 
 # --- models that a range of sigma describes: the same numbers as stock, element by element

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr.benchmarks.problems import Gaussian, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Gaussian, exact_denoiser
 from logsnr.solvers import (
     DiscreteVP,
     FlowMatching,

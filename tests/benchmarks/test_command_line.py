@@ -12,11 +12,13 @@ import pytest
 from places import DATA
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import command_line, comparison, parallel_runs, pipeline_study
 from logsnr.benchmarks.__main__ import COMMANDS, app
-from logsnr.benchmarks.commands.order import current_folder
-from logsnr.benchmarks.comparison import Settings, compare
-from logsnr.benchmarks.results import load
+from logsnr.benchmarks.cli import command_line
+from logsnr.benchmarks.cli.order import current_folder
+from logsnr.benchmarks.harness import comparison, pipeline_study
+from logsnr.benchmarks.harness.comparison import Settings, compare
+from logsnr.benchmarks.harness.records import load
+from logsnr.benchmarks.studies import parallel_runs
 from logsnr.solvers import SOLVERS, VPLinear, make_plan
 
 CHEAP = {
@@ -52,7 +54,7 @@ def test_the_defaults_are_those_of_the_measurement(command):
         "demo": (comparison, Settings()),
         "parallel": (parallel_runs, parallel_runs.Settings()),
     }[command]
-    function = getattr(import_module(f"logsnr.benchmarks.commands.{command}"), command)
+    function = getattr(import_module(f"logsnr.benchmarks.cli.{command}"), command)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in ("out", "json_") or parameter.default == "all":
             continue
@@ -90,9 +92,9 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(command, where, tmp
         (comparison, "load_problem"),
         (pipeline_study, "run_pipeline_once"),
         (parallel_runs, "load_subject"),
-        (import_module("logsnr.benchmarks.ems"), "estimate"),
-        (import_module("logsnr.benchmarks.overhead"), "measure"),
-        (import_module("logsnr.benchmarks.orders"), "measure"),
+        (import_module("logsnr.benchmarks.studies.ems"), "estimate"),
+        (import_module("logsnr.benchmarks.studies.overhead"), "measure"),
+        (import_module("logsnr.benchmarks.studies.orders"), "measure"),
     ):
         monkeypatch.setattr(module, name, no_work)
     out = where
@@ -183,9 +185,9 @@ def test_an_interruption_says_what_is_kept(command, tmp_path, monkeypatch):
         (comparison, "sample"),
         (pipeline_study, "run_pipeline_once"),
         (parallel_runs, "sample"),
-        (import_module("logsnr.benchmarks.ems"), "estimate_ems"),
-        (import_module("logsnr.benchmarks.overhead"), "measure"),
-        (import_module("logsnr.benchmarks.orders"), "measure"),
+        (import_module("logsnr.benchmarks.studies.ems"), "estimate_ems"),
+        (import_module("logsnr.benchmarks.studies.overhead"), "measure"),
+        (import_module("logsnr.benchmarks.studies.orders"), "measure"),
     ):
         monkeypatch.setattr(module, name, stop)
     folder = command in ("demo", "nfe", "parallel", "ems")
@@ -313,7 +315,7 @@ def test_order_checks_everything_before_it_measures(arguments, says, monkeypatch
     def no_work(*_, **__):
         raise AssertionError("a solver was measured")
 
-    monkeypatch.setattr(import_module("logsnr.benchmarks.orders"), "measure", no_work)
+    monkeypatch.setattr(import_module("logsnr.benchmarks.studies.orders"), "measure", no_work)
     result = run("order", *arguments)
     assert result.exit_code == 2, result.output
     assert says in said(result)

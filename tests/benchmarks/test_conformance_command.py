@@ -14,8 +14,9 @@ from places import DATA
 from typer import Typer
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import official, official_diffusers
-from logsnr.benchmarks.conformance import (
+from logsnr.benchmarks.official import cases as official
+from logsnr.benchmarks.official import diffusers_schedulers as official_diffusers
+from logsnr.benchmarks.official.compare import (
     TOLERANCE,
     check_folder,
     compare,
@@ -23,8 +24,8 @@ from logsnr.benchmarks.conformance import (
     read_cases,
     summarise,
 )
-from logsnr.benchmarks.official_sigma import vp_of
-from logsnr.benchmarks.problems import Mixture
+from logsnr.benchmarks.official.sigma import vp_of
+from logsnr.benchmarks.problems.analytic import Mixture
 from logsnr.solvers import VPLinear
 
 MODEL = Mixture.load(DATA / "model.json")

@@ -12,14 +12,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import comparison, metrics, results
 from logsnr.benchmarks.__main__ import COMMANDS, app
-from logsnr.benchmarks.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
-from logsnr.benchmarks.demo_pictures import error_plot, few, picture_grid
 from logsnr.benchmarks.embedded import load_scheduler_config
-from logsnr.benchmarks.methods import HIGHLIGHTS, SHOWN
-from logsnr.benchmarks.report import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
-from logsnr.benchmarks.stock import sample_stock, stock_scheduler
+from logsnr.benchmarks.harness import comparison
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
+from logsnr.benchmarks.harness.methods import HIGHLIGHTS, SHOWN
+from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler
+from logsnr.benchmarks.metrics import distances as metrics
+from logsnr.benchmarks.reports.demo_page import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
+from logsnr.benchmarks.reports.demo_pictures import error_plot, few, picture_grid
 from logsnr.solvers import make_plan, reference_solution, sample
 
 NFE = (5, 10, 20)

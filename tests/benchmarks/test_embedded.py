@@ -29,7 +29,7 @@ from logsnr.benchmarks.embedded import (
     load_unet,
 )
 from logsnr.benchmarks.embedded.digit_classifier import STATISTICS_FILE, WEIGHTS_FILE
-from logsnr.benchmarks.metrics import fid
+from logsnr.benchmarks.metrics.distances import fid
 
 
 def noise(count: int = 2, seed: int = 0) -> torch.Tensor:

@@ -14,13 +14,13 @@ from test_nfe import saved
 from typer.testing import CliRunner
 
 from logsnr.adapters import noise_schedule
-from logsnr.benchmarks import ems as command
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.commands.ems import print_verdict
-from logsnr.benchmarks.comparison import schedule
+from logsnr.benchmarks.cli.ems import print_verdict
 from logsnr.benchmarks.embedded import EMS_FILE, load_ems, load_unet
-from logsnr.benchmarks.ems import CHECKPOINT, FILE
-from logsnr.benchmarks.ems_plot import FEW, PLOT, figure
+from logsnr.benchmarks.harness.comparison import schedule
+from logsnr.benchmarks.reports.ems_plot import FEW, PLOT, figure
+from logsnr.benchmarks.studies import ems as command
+from logsnr.benchmarks.studies.ems import CHECKPOINT, FILE
 from logsnr.solvers import EMS, Verdict, make_plan
 
 FEW_PROBES = (

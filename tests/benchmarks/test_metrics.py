@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from logsnr.benchmarks import metrics
-from logsnr.benchmarks.metrics import (
+from logsnr.benchmarks.metrics import distances as metrics
+from logsnr.benchmarks.metrics.distances import (
     FeatureStatistics,
     feature_statistics,
     fid,

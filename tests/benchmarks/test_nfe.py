@@ -14,24 +14,30 @@ from tiny_pipelines import FAMILIES
 from typer.testing import CliRunner
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks import nfe, pipeline_runs, pipeline_study, results
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.contenders import (
+from logsnr.benchmarks.harness import nfe, pipeline_runs, pipeline_study
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.contenders import (
     REFERENCE_CONFIG,
     default_contenders,
     parse_contender,
     steps_for,
 )
-from logsnr.benchmarks.pipeline_findings import Findings
-from logsnr.benchmarks.pipeline_report import ERROR_PLOT, PICTURES, REPORT, write_findings
-from logsnr.benchmarks.pipeline_runs import Subject, open_pipeline, picture, run_pipeline_once
-from logsnr.benchmarks.pipeline_study import (
+from logsnr.benchmarks.harness.pipeline_findings import Findings
+from logsnr.benchmarks.harness.pipeline_runs import (
+    Subject,
+    open_pipeline,
+    picture,
+    run_pipeline_once,
+)
+from logsnr.benchmarks.harness.pipeline_study import (
     RECORDS,
     Study,
     check_study,
     measure_all,
     told_rounding,
 )
+from logsnr.benchmarks.reports.pipeline_page import ERROR_PLOT, PICTURES, REPORT, write_findings
 
 CHEAP = (9, 7)
 

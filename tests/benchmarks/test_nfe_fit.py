@@ -15,12 +15,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_nfe import run, saved
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks import pipeline_study, results
-from logsnr.benchmarks.contenders import parse_contender
-from logsnr.benchmarks.pipeline_findings import Findings
-from logsnr.benchmarks.pipeline_fit import fit_study, fitted, rule_of
-from logsnr.benchmarks.pipeline_runs import Subject, open_pipeline, run_pipeline_once
-from logsnr.benchmarks.pipeline_study import RECORDS, Study, measure_all
+from logsnr.benchmarks.harness import pipeline_study
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.contenders import parse_contender
+from logsnr.benchmarks.harness.pipeline_findings import Findings
+from logsnr.benchmarks.harness.pipeline_fit import fit_study, fitted, rule_of
+from logsnr.benchmarks.harness.pipeline_runs import Subject, open_pipeline, run_pipeline_once
+from logsnr.benchmarks.harness.pipeline_study import RECORDS, Study, measure_all
 from logsnr.solvers import DiscreteVP, default_location
 from logsnr.solvers.location_fit import LOCATIONS, lowest
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from places import DATA
 
-from logsnr.benchmarks.problems import Mixture, Network, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Mixture, Network, exact_denoiser
 from logsnr.solvers import (
     Denoiser,
     DiscreteVP,

@@ -9,8 +9,9 @@ from places import ROOT
 from typer import Typer
 from typer.testing import CliRunner
 
-from logsnr.benchmarks.order import BEGIN, COLUMNS, END, label, order
-from logsnr.benchmarks.orders import (
+from logsnr.benchmarks.problems.analytic import Gaussian, Mixture, exact_denoiser
+from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label, order
+from logsnr.benchmarks.studies.orders import (
     Curve,
     assert_order,
     exact_flows,
@@ -20,7 +21,6 @@ from logsnr.benchmarks.orders import (
     resolve,
     variations,
 )
-from logsnr.benchmarks.problems import Gaussian, Mixture, exact_denoiser
 from logsnr.solvers import DATA, SOLVERS, Node, Plan, VPLinear, reference_solution
 from logsnr.solvers.methods.multistep import first_order, multistep
 

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks.overhead import (
+from logsnr.benchmarks.studies.overhead import (
     LATENT,
     PAIRS,
     Count,

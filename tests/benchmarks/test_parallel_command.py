@@ -10,17 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logsnr.benchmarks import parallel_runs, results
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.parallel_findings import (
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.reports.parallel_page import PLOTS, REPORT
+from logsnr.benchmarks.studies import parallel_runs
+from logsnr.benchmarks.studies.parallel_findings import (
     Findings,
     equal_error_rows,
     needed,
     run_tables,
     verdict,
 )
-from logsnr.benchmarks.parallel_report import PLOTS, REPORT
-from logsnr.benchmarks.parallel_runs import (
+from logsnr.benchmarks.studies.parallel_runs import (
     MODES,
     RECORDS,
     SIZES,

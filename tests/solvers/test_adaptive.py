@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from logsnr.benchmarks.problems import Gaussian, Network
+from logsnr.benchmarks.problems.analytic import Gaussian, Network
 from logsnr.solvers import (
     PID,
     Denoiser,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from cases import MIXTURE, normal
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import ClassifierFree, Denoiser, VPLinear
-from logsnr.solvers.batches import Batch, drive_batches, evaluator
 from logsnr.solvers.grids import node_at
+from logsnr.solvers.requests import Batch, drive_batches, evaluator
 
 TIMES = [0.9, 0.5, 0.2]
 SCHEDULE = VPLinear()

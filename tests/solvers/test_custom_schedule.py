@@ -10,7 +10,7 @@ from cases import GAUSSIAN, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     SPACINGS,
     CustomSchedule,

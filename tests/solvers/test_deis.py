@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.polynomial import Polynomial
 from scipy.integrate import quad
 
-from logsnr.benchmarks.problems import Gaussian, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Gaussian, exact_denoiser
 from logsnr.solvers import (
     DiscreteVP,
     FlowMatching,

@@ -16,8 +16,8 @@ import torch
 from cases import GAUSSIAN, MIXTURE, RANGES, SCHEDULES, normal, start_states, tensor
 from scipy.integrate import solve_ivp
 
-from logsnr.benchmarks.orders import assert_order
-from logsnr.benchmarks.problems import exact_denoiser, point_mass
+from logsnr.benchmarks.problems.analytic import exact_denoiser, point_mass
+from logsnr.benchmarks.studies.orders import assert_order
 from logsnr.solvers import (
     DATA,
     EMS,

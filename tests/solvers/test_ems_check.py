@@ -12,7 +12,7 @@ import torch
 from cases import GAUSSIAN, MIXTURE, normal
 from estimation_cases import DATA, SCHEDULE, SMALL, network_of, rowwise
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     EMS,
     ClassifierFree,
@@ -26,10 +26,10 @@ from logsnr.solvers import (
     make_plan,
     sample,
 )
-from logsnr.solvers.batches import drive_batches, evaluator
 from logsnr.solvers.estimation.check import NFE, ORDERS, number_of_starts
+from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
 from logsnr.solvers.estimation.memory import bytes_of
-from logsnr.solvers.estimation.ways import RIPPLE_STEP
+from logsnr.solvers.requests import drive_batches, evaluator
 
 ENDS = {"t_start": 1.0, "t_end": 1e-3}
 RANGES = {"vp": (SCHEDULE, 1.0, 1e-3), "edm": (VarianceExploding(), 80.0, 0.01)}

@@ -18,7 +18,7 @@ from places import TESTS
 from safetensors.torch import save_file
 
 from logsnr.benchmarks.embedded import load_scheduler, load_unet
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     ClassifierFree,
     Denoiser,
@@ -28,9 +28,9 @@ from logsnr.solvers import (
     estimation,
     make_plan,
 )
-from logsnr.solvers.batches import drive_batches, evaluator
 from logsnr.solvers.estimation import records
 from logsnr.solvers.estimation.data import data_of, event_of
+from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
 from logsnr.solvers.estimation.probes import (
     Path as LambdaPath,
 )
@@ -44,8 +44,8 @@ from logsnr.solvers.estimation.probes import (
     velocity,
 )
 from logsnr.solvers.estimation.statistics import estimate, merge, moments, with_slopes
-from logsnr.solvers.estimation.ways import RIPPLE_STEP
 from logsnr.solvers.grids import node_at
+from logsnr.solvers.requests import drive_batches, evaluator
 
 RANGES = {"vp_linear": (1.0, 1e-3), "vp_discrete": (1.0, 1e-3), "edm": (80.0, 0.01)}
 RANGES |= {"flow": (0.999, 0.01), "vp_cosine": (0.99, 1e-3)}

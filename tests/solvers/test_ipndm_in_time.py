@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import GAUSSIAN, MIXTURE, normal
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import FlowMatching, VPLinear, make_plan, sample
 from logsnr.solvers.plan import VELOCITY
 

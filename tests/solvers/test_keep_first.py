@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import GAUSSIAN, SCHEDULES, normal
 
-from logsnr.benchmarks.problems import Gaussian, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Gaussian, exact_denoiser
 from logsnr.solvers import DATA, FlowMatching, make_plan, sample
 
 KEEPING = {

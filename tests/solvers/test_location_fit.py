@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import SCHEDULES
 
-from logsnr.benchmarks.problems import Mixture, exact_denoiser, point_mass
+from logsnr.benchmarks.problems.analytic import Mixture, exact_denoiser, point_mass
 from logsnr.solvers import default_location, fit_location, make_plan, reference_solution, sample
 from logsnr.solvers.location_fit import LOCATIONS, lowest
 

@@ -21,7 +21,7 @@ from cases import (
 )
 from places import DATA
 
-from logsnr.benchmarks.problems import Gaussian, Mixture, Network, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Gaussian, Mixture, Network, exact_denoiser
 from logsnr.solvers import (
     SOLVERS,
     Denoiser,

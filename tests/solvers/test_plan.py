@@ -21,7 +21,7 @@ from cases import (
     solver_cases,
 )
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     DATA,
     NOISE,

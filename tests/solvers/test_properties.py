@@ -24,7 +24,7 @@ from cases import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from logsnr.benchmarks.problems import exact_denoiser, point_mass
+from logsnr.benchmarks.problems.analytic import exact_denoiser, point_mass
 from logsnr.solvers import SOLVERS, Plan, make_plan, sample
 
 POINT = tensor(0.7, -1.3, 0.2, 2.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import GAUSSIAN, Options, deterministic_cases, normal
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     DiscreteVP,
     FlowMatching,

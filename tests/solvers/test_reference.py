@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import GAUSSIAN, MIXTURE, RANGES, normal, start_states
 
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import Node, make_plan, reference_solution, sample
 
 

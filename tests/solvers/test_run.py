@@ -18,7 +18,7 @@ from cases import (
     start_states,
 )
 
-from logsnr.benchmarks.problems import Network, exact_denoiser
+from logsnr.benchmarks.problems.analytic import Network, exact_denoiser
 from logsnr.solvers import (
     DATA,
     PREDICTIONS,

@@ -16,7 +16,7 @@ from cases import GAUSSIAN, Options, normal, solver_cases
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.k_diffusion import SAMPLERS, from_k_diffusion, to_k_diffusion
-from logsnr.benchmarks.problems import exact_denoiser
+from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
     SOLVERS,
     ClassifierFree,

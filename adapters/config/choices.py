@@ -1,0 +1,108 @@
+"""What a config can get wrong that needs no number of steps: solver, options, order, spacing.
+
+Checked when a scheduler is made, so that a misspelling is heard in the line that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
+from logsnr.solvers.names import find_spacing
+from logsnr.solvers.registry import implied
+
+from ..timesteps.spacing import AUTO, parameters_of, spacing_of
+from .location import location_of
+from .noise_schedules import is_flow
+from .settled import settled
+from .solver_options import in_config_words, solver_name, solver_options
+
+OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
+"""Keys by which other programs, and `make_plan`, call keys of the config."""
+IMPLIED = {"order": "solver_order", "variant": "solver_type", "solver_type": "solver_type"}
+"""Options that the name of a solver may imply, as in "unipc-3", and their keys in the config."""
+
+_NFE = 24  # any solver of any order can spend them
+_GRID, _FLOW_GRID = Grid(VPLinear(), 1.0, 1e-3), Grid(FlowMatching(), 0.99, 0.01)
+
+
+def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``config`` that are to be stored otherwise than they were typed.
+
+    Raises ValueError for an unknown solver or spacing, for an option that the solver does not
+    have, and for a value of an option, the order among them, that it does not take.
+    """
+    stored: dict[str, Any] = {
+        key: value.item()  # numbers of numpy, which JSON does not have
+        for key, value in config.items()
+        if isinstance(value, np.number)
+    }
+    config = {**config, **stored}
+    method = settled(config)
+    name, options = solver_name(method), solver_options(method, _NFE, _NFE, 0.0)
+    # Statistics are held against the model's own noise schedule, when it is known.
+    options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}
+    grid = _FLOW_GRID if is_flow(config) else _GRID
+    with in_config_words(method):
+        try:
+            _try(name, grid, tuple(sorted(options.items())))
+        except TypeError:  # a value that cannot be a key
+            plan_on_grid(name, grid, _NFE, **options)
+    if (betas := config.get("trained_betas")) is not None:
+        stored["trained_betas"] = _numbers("trained_betas", betas)  # a config is saved as JSON
+    typed = config.get("timestep_spacing") or AUTO
+    spacing = find_spacing(typed, SPACINGS, "timestep_spacing")
+    meant = {**config, "timestep_spacing": spacing}
+    parameters_of(meant, spacing_of(meant), location_of(meant, _GRID.schedule))
+    if spacing != config.get("timestep_spacing"):
+        stored["timestep_spacing"] = spacing
+    return stored
+
+
+def _numbers(key: str, values: Any) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}={values!r}: need a list of numbers") from error
+
+
+@lru_cache(maxsize=64)
+def _try(name: str, grid: Grid, options: tuple[tuple[str, Any], ...]) -> None:
+    plan_on_grid(name, grid, _NFE, **dict(options))
+
+
+def without_implied(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` without the keys that the solver of ``said`` decides by its name.
+
+    Raises ValueError if ``said`` has such a key too, with another value.
+    """
+    solver = said.get("solver")
+    name = solver.get("name") if isinstance(solver, Mapping) else solver
+    if not isinstance(name, str):
+        return dict(config)
+    keys = check_implied(said, said)
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def check_implied(config: Mapping[str, Any], said: Collection[str]) -> set[str]:
+    """The keys that the solver's name decides; ValueError if one was ``said`` to be another."""
+    solver = config.get("solver")
+    name = solver.get("name") if isinstance(solver, Mapping) else solver
+    if not isinstance(name, str):
+        return set()
+    decided = {
+        IMPLIED[option]: (option, value)
+        for option, value in implied(name)[1].items()
+        if option in IMPLIED
+    }
+    for key, (option, value) in decided.items():
+        if key in said and config[key] != value:
+            raise ValueError(
+                f"{key}={config[key]!r}: solver={name!r} means {option}={value!r}; name the solver "
+                "without it"
+            )
+    return set(decided)

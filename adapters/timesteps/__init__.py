@@ -1,0 +1,1 @@
+"""Where a plan's nodes are, and what the network is told there."""

@@ -1,0 +1,176 @@
+"""The evaluations that ``set_timesteps`` lays out: their nodes, and what the network is told.
+
+A solver with several evaluations a step is told a time several times, or one between two nodes, so
+the evaluations of a run are those of its plan, not the nodes of the `Layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from logsnr.solvers import DiscreteVP, Node, NoiseSchedule, Plan
+from logsnr.solvers.prediction import to_data
+
+from ..config.description import Description
+from ..config.solver_options import solver_options, table_changes
+from ..config.store import Config
+from ..ems_file import check_fits
+from ..plans import nfe_through, plan_for, steps_spent
+from .layout import Layout, layout
+
+# Their schedulers in diffusers lay out steps of two evaluations.
+STEPS_OF_TWO = ("heun", "dpm2")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is evaluated from the first timestep on.
+
+    Attributes
+    ----------
+    layout : the nodes, one for every evaluation and the end.
+    whole : those that a run from the first of them goes through.
+    nodes : of the evaluations.
+    """
+
+    config: Config
+    description: Description
+    layout: Layout
+    whole: Layout
+    nodes: tuple[Node, ...]
+
+    @property
+    def nfe(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.description.schedule
+
+    def told(self, nodes: Sequence[Node]) -> Tensor:
+        """What the network is told at ``nodes``, whole numbers if it is told no others."""
+        steps = int(self.config["num_train_timesteps"])
+        told = torch.tensor(self.whole.told(nodes, self.schedule, steps), dtype=torch.float64)
+        whole = isinstance(self.schedule, DiscreteVP) and self.layout.whole
+        return told.to(torch.int64 if whole else torch.float32)
+
+    def levels(self, nodes: Sequence[Node]) -> Tensor:
+        """What diffusers calls sigmas, float32."""
+        return torch.tensor(self.layout.levels(nodes, self.schedule), dtype=torch.float32)
+
+    @property
+    def end(self) -> Node:
+        return self.layout.nodes[-1]
+
+    def plan(self, begin: int, nodes: Sequence[Node], eta: float) -> Plan:
+        """The plan of the evaluations that remain where those of the run are at ``nodes``."""
+        remaining = self._remaining(begin, nodes)
+        return plan_through(self.description, remaining, self.nfe, self.nfe - begin, eta)
+
+    def _remaining(self, begin: int, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        if begin == 0:
+            return self.whole.nodes
+        grid, start = self.layout.nodes, nodes[begin]
+        in_two = self.description.solver in STEPS_OF_TWO
+        if not (in_two or len(nodes) >= len(grid)) and start == grid[begin]:
+            return grid[begin:]
+        # Every second slice of steps of two goes on with them; the others need nodes between, or,
+        # after the last one, an evaluation that changes nothing.
+        steps = (len(nodes) - begin) // 2 + 1
+        later = [node for node in self.whole.nodes if node.lam > start.lam]
+        if len(later) < steps:
+            later = [node for node in grid if node.lam > start.lam]
+        idle = max(0, steps - len(later)) if in_two else 0
+        return (*[start] * (1 + idle), *later)
+
+
+def plan_through(
+    description: Description,
+    nodes: tuple[Node, ...],
+    n: int,
+    nfe: int,
+    eta: float = 0.0,
+) -> Plan:
+    """The plan of the last ``nfe`` of n evaluations, through ``nodes``."""
+    options = solver_options(description.method, n, nfe, eta)
+    changes = table_changes(description.method, options, begin=n - nfe)
+    return plan_for(description.schedule, description.solver, nodes, nfe, options, **changes)
+
+
+def lay_out(
+    config: Config,
+    description: Description,
+    n: int | None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    mu: float | None = None,
+) -> Course:
+    """The course of ``n`` evaluations, or of those that are listed; see `layout`.
+
+    Raises ValueError naming the argument or the key of the config that is wrong.
+    """
+    schedule, solver = description.schedule, description.solver
+    result = layout(config, schedule, solver, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
+    if solver not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
+        return course(config, description, result)
+    _check(description, result)
+    n = len(result.timesteps)
+    options = solver_options(description.method, n, n, 0.0)
+    steps = steps_spent(schedule, solver, result.nodes, n, options)
+    # Steps near pure noise may be of one evaluation, so that it can take more of them.
+    for count in range(steps, n + 1):
+        whole = layout(config, schedule, solver, count, mu=mu)
+        try:
+            return course(config, description, result, whole)
+        except ValueError:
+            if count == n:
+                raise
+    raise AssertionError("a run has at least as many evaluations as steps")
+
+
+def course(
+    config: Config, description: Description, result: Layout, whole: Layout | None = None
+) -> Course:
+    """The course through the nodes of ``result``, or by ``whole`` from the first of them."""
+    _check(description, result)
+    whole, n, solver = whole or result, len(result.timesteps), description.solver
+    if result.listed is not None:
+        options = solver_options(description.method, n, n, 0.0)
+        try:
+            n = nfe_through(description.schedule, solver, result.nodes, options)
+        except ValueError as error:
+            raise ValueError(
+                f"{result.listed} lists {n} evaluations, and solver={solver!r} does not go "
+                f"through all of them: {error}"
+            ) from error
+    plan = plan_through(description, whole.nodes, n, n)
+    return Course(config, description, result, whole, called(plan))
+
+
+def training_course(config: Config, description: Description, timesteps: Sequence[float]) -> Course:
+    """The course through all ``timesteps`` of training, an evaluation at each of them.
+
+    It is a rule, not a list of the user: solvers with several evaluations a step take larger ones.
+    """
+    result = layout(config, description.schedule, description.solver, None, timesteps=timesteps)
+    result = replace(result, listed=None)
+    return Course(config, description, result, result, result.nodes[:-1])
+
+
+def _check(description: Description, result: Layout) -> None:
+    try:
+        to_data(description.prediction, result.nodes[0])
+    except ValueError as error:
+        raise ValueError(f"prediction_type: {error}") from error
+    if description.ems is not None:
+        check_fits(description.ems, description.schedule, result)
+
+
+def called(plan: Plan) -> tuple[Node, ...]:
+    """The nodes at which ``plan`` calls the network."""
+    return tuple(plan.rows[k].node for k in plan.evaluated)

@@ -1,0 +1,117 @@
+"""``logsnr demo``: solvers side by side on the embedded digits model, as a table and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from logsnr.benchmarks.cli.command_line import folder, numbers, options, progress, working, wrote
+from logsnr.benchmarks.harness.methods import METHODS, NFE, SAMPLES
+
+if TYPE_CHECKING:
+    from logsnr.benchmarks.harness.comparison import Settings
+    from logsnr.benchmarks.harness.records import Record
+
+
+def demo(
+    samples: Annotated[int, typer.Option(help="Number of samples, at least 2.")] = SAMPLES,
+    nfe: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = (
+        ",".join(map(str, NFE))
+    ),
+    solvers: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "all",
+    seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1 is off.")
+    ] = 1.0,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the records and the report; kept results are reused.")
+    ] = Path("results/demo"),
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the records as JSON instead of the table.")
+    ] = False,
+) -> None:
+    """Compare solvers on the embedded model of digits, next to diffusers' own schedulers.
+
+    All start from the same noise and are measured by their distance to the converged solution.
+    A run that was killed goes on where it stopped when it is started again.
+
+    Example: logsnr demo --samples 100 --nfe 6,12 --solvers unipc-3,stock-unipc-2 --out results/a
+    """
+    from logsnr.benchmarks.harness.comparison import RECORDS, Settings
+    from logsnr.benchmarks.reports.demo_page import (
+        ERROR_PLOT,
+        PICTURES,
+        REPORT,
+        verdict,
+        write_report,
+    )
+    from logsnr.solvers.names import as_spelled
+
+    asked = METHODS if solvers == "all" else map(str.strip, solvers.split(","))
+    names = (as_spelled(name, METHODS) or name for name in asked)
+    with options():
+        settings = Settings(
+            samples=samples,
+            nfe=tuple(sorted(numbers("nfe", nfe))),
+            solvers=tuple(names),
+            seed=seed,
+            guidance=guidance,
+        )
+        folder(out)
+    with working(kept=out):
+        records = measure(settings, out)
+        write_report(out, settings, records)
+    if json_:
+        typer.echo(json.dumps(records, indent=2))
+        return
+    print_summary(settings, records)
+    typer.echo(verdict(settings, records))
+    wrote(out, (REPORT, ERROR_PLOT, PICTURES, RECORDS))
+
+
+def measure(settings: Settings, out: Path) -> list[Record]:
+    """All records, the reference first, with the progress on standard error."""
+    from logsnr.benchmarks.harness.comparison import FINE, REFERENCE, compare
+
+    batches = settings.batches
+    work = sum(FINE) + sum(nfe for _, nfe in settings.runs)
+    records: list[Record] = []
+    with progress(work, "evaluations") as update:
+        ended = inside = 0.0
+
+        def watch(name: str) -> None:
+            nonlocal inside
+            inside += 1 / batches
+            update(ended + inside, "converged solution" if name == REFERENCE else name)
+
+        for record in compare(settings, out, watch):
+            records.append(record)
+            # A record that was there already, or a run that diverged, did not pass `watch`.
+            ended, inside = sum(FINE) + sum(r["nfe"] for r in records[1:]), 0.0
+            update(ended, record["solver"])
+    return records
+
+
+def print_summary(settings: Settings, records: list[Record]) -> None:
+    """RMSE by solver and NFE, and the FID at the last NFE."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from logsnr.benchmarks.reports.demo_page import rows
+
+    table = Table(
+        title=f"RMSE to the converged solution, {settings.samples} samples",
+        caption=f"FID of the converged solution: {records[0]['fid']:.1f}",
+    )
+    table.add_column("solver")
+    for nfe in settings.nfe:
+        table.add_column(f"{nfe} NFE", justify="right")
+    table.add_column(f"FID at {settings.nfe[-1]}", justify="right")
+    errors = rows(settings, records, lambda r: f"{r['rmse']:.4f}")
+    distances = rows(settings, records, lambda r: f"{r['fid']:.1f}")
+    for error, distance in zip(errors, distances, strict=True):
+        table.add_row(*error, distance[-1])
+    Console().print(table)

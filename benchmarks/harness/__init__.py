@@ -1,0 +1,1 @@
+"""Contenders on subjects: jobs, runs, records, and what they say."""

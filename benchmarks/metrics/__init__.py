@@ -1,0 +1,1 @@
+"""Distances between samples, and between distributions of them."""

@@ -1,0 +1,1 @@
+"""Recorded runs of the official implementations, and ours beside them."""

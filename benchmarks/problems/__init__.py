@@ -1,0 +1,1 @@
+"""Problems whose solutions are known."""

@@ -1,0 +1,1 @@
+"""Findings as tables, plots, pictures and pages."""

@@ -1,0 +1,140 @@
+"""A comparison as a page: Markdown tables beside the plot and the pictures.
+
+Everything is made from the records and the samples that lie in the comparison's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from logsnr.benchmarks.harness.comparison import FINE, RECORDS, Settings
+from logsnr.benchmarks.harness.methods import GRID, METHODS
+from logsnr.benchmarks.harness.records import Record
+from logsnr.benchmarks.reports.demo_pictures import error_plot, is_ok, picture_grid, write_png
+
+REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"
+
+
+def write_report(folder: Path, settings: Settings, records: Sequence[Record]) -> Path:
+    """Write the plot, the picture grid and the page into ``folder``; returns the page's path.
+
+    records : as `compare` returns them, the reference first.
+    """
+    write_png(error_plot(settings, records), folder / ERROR_PLOT, colours=128)
+    write_png(picture_grid(folder, settings, records), folder / PICTURES, colours=160)
+    path = folder / REPORT
+    path.write_text(markdown(settings, records))
+    return path
+
+
+def best(records: Sequence[Record], nfe: int, *, stock: bool) -> Record | None:
+    """The record of least RMSE at ``nfe`` among ours, or among diffusers'; None without any."""
+    found = [
+        record
+        for record in records
+        if record["nfe"] == nfe and is_ok(record) and METHODS[record["solver"]].stock is stock
+    ]
+    return min(found, key=lambda record: record["rmse"], default=None)
+
+
+def verdict(settings: Settings, records: Sequence[Record]) -> str:
+    """One sentence: the best of ours against the best of diffusers, at 10 NFE if that was run."""
+    nfe = 10 if 10 in settings.nfe else sorted(settings.nfe)[len(settings.nfe) // 2]
+    ours, stock = (best(records, nfe, stock=stock) for stock in (False, True))
+    parts = [
+        f"{METHODS[record['solver']].title}, RMSE {record['rmse']:.4f}"
+        for record in (ours, stock)
+        if record is not None
+    ]
+    if ours is None or stock is None:
+        return f"Best at {nfe} NFE: {(parts or ['all diverged'])[0]}."
+    ratio = stock["rmse"] / ours["rmse"]
+    return f"Best at {nfe} NFE: our {parts[0]}; {parts[1]} ({ratio:.2f} times as much)."
+
+
+def rows(
+    settings: Settings, records: Sequence[Record], cell: Callable[[Record], str]
+) -> list[list[str]]:
+    """A line a solver: its title, then ``cell`` of its record at each NFE ("diverged")."""
+    at = {(record["solver"], record["nfe"]): record for record in records}
+    return [
+        [METHODS[name].title]
+        + [cell(at[name, n]) if is_ok(at[name, n]) else "diverged" for n in settings.nfe]
+        for name in settings.solvers
+    ]
+
+
+def markdown(settings: Settings, records: Sequence[Record]) -> str:
+    """The page."""
+    reference = records[0]
+    least = {
+        n: min((r["rmse"] for r in records if r["nfe"] == n and is_ok(r)), default=None)
+        for n in settings.nfe
+    }
+
+    def error(record: Record) -> str:
+        text = f"{record['rmse']:.4f}"
+        return f"**{text}**" if record["rmse"] == least[record["nfe"]] else text
+
+    tables = [
+        ("RMSE to the converged solution", error),
+        ("PSNR to the converged solution, dB", lambda r: f"{r['psnr']:.1f}"),
+        (
+            f"MNIST-feature FID (the converged solution itself: {reference['fid']:.2f})",
+            lambda r: f"{r['fid']:.2f}",
+        ),
+        ("Wall time, seconds", lambda r: f"{r['seconds']:.2f}"),
+        ("Network evaluations counted at the network", lambda r: f"{r['nfe_counted']:g}"),
+    ]
+    page = [
+        "# Solvers on the embedded digits model",
+        verdict(settings, records),
+        f"![Error against NFE]({ERROR_PLOT})",
+        f"![Samples]({PICTURES})",
+    ]
+    for title, cell in tables:
+        page.append(f"## {title}")
+        page.append(
+            _table(["solver", *(f"{n} NFE" for n in settings.nfe)], rows(settings, records, cell))
+        )
+    page.append("## How it was measured")
+    page.append("\n".join(f"* {line}" for line in _method(settings, reference)))
+    return "\n\n".join(page) + "\n"
+
+
+def _method(settings: Settings, reference: Record) -> list[str]:
+    """How the numbers of the page came about, and what they do not say."""
+    guided = settings.guidance != 1
+    guidance = f"scale {settings.guidance:g}, two network rows an evaluation" if guided else "off"
+    return [
+        f"{settings.samples} starts x_T ~ N(0, 1) with seed {settings.seed}, labels 0 to 9 in "
+        f"turn; guidance {guidance}. Every method gets the same starts and labels.",
+        "Every method ends at training step 0 (t = 1/1000), where noise of sigma = 0.03 is left: "
+        'ours by default, diffusers\' with `final_sigmas_type="sigma_min"` and, for DDIM, '
+        "`set_alpha_to_one=False`.",
+        "`PlanScheduler, nothing said` is the line that is pasted into a pipeline, with the solver "
+        f"and the grid that it chooses; our other solvers run on the grid `{GRID}`, diffusers' on "
+        "the timestep spacing of the model's config or of the row's name.",
+        f"The converged solution of the probability-flow ODE is UniPC-3 with {FINE[0]} "
+        f"evaluations, which is {reference['error_bar']:.1e} (root mean square) away from "
+        f"{FINE[1]} evaluations; docs/demo.md checks it against torchdiffeq. Both together took "
+        f"{reference['seconds']:.0f} s.",
+        f"The FID of {settings.samples} samples is biased upwards: compare it within this page "
+        "only. It measures the network's errors with the solver's, so the converged solution's is "
+        "the one to reach.",
+        f"{torch.get_num_threads()} threads, torch {_release('torch')}, diffusers "
+        f"{_release('diffusers')}, logsnr {_release('logsnr')}. Records: `{RECORDS}`.",
+    ]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _release(package: str) -> str:
+    return version(package).split("+")[0]

@@ -1,0 +1,1 @@
+"""Measurements other than a comparison of samplers: orders, overhead, statistics, parallel runs."""
