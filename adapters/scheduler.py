@@ -30,10 +30,9 @@ from torch import Tensor
 from logsnr.solvers import EMS, FlowMatching, Plan
 from logsnr.solvers.names import also_named
 
-from .arguments import check_eta, check_others, listed, number, without_variance
-from .attributes import StockAttributes
-from .config.choices import OTHER_NAMES, check_implied, checked, without_implied
+from .config.checks import OTHER_NAMES, check_implied, checked, without_implied
 from .config.description import Description, described
+from .config.ems_file import read_beside, write_beside
 from .config.foreign import (
     in_force,
     is_own,
@@ -42,20 +41,28 @@ from .config.foreign import (
     say_without_effect,
     with_habits,
 )
-from .config.keys import check_known, defaults, said_only, unsaid
+from .config.known_keys import check_known, defaults, said_only, unsaid
 from .config.noise_schedules import noise_schedule
 from .config.sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
-from .config.stock import REPLACED, class_defaults, replaceable_class, stock_scheduler, swappable
+from .config.stock_classes import (
+    REPLACED,
+    class_defaults,
+    replaceable_class,
+    stock_scheduler,
+    swappable,
+)
 from .config.store import Config, as_one
-from .ems_file import read_beside, write_beside
-from .step_output import DataPrediction, StepOutput
-from .stepping import Stepping
+from .steps.step_arguments import check_eta, check_others, without_variance
+from .steps.step_output import DataPrediction, StepOutput
+from .steps.stepping import Stepping
 from .summary import summary
-from .timesteps.laid_out import laid_out
-from .timesteps.noise_levels import levels_of, noisy, training_levels
+from .timesteps.arguments import listed, number
+from .timesteps.layout_cache import known_layout
 from .timesteps.spacing import one_grid
 from .timesteps.timetable import Timetable
-from .training import training_table
+from .training.forward_process import levels_of, noisy, training_levels
+from .training.tables import StockAttributes
+from .training.timesteps import training_table
 
 
 class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
@@ -65,7 +72,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     ----------
     solver : a name of the registry, or a mapping {"name": ..., option: value} for options that
         have no diffusers key. None, with ``solver_order=None``, is what is best for the number of
-        evaluations (see `settled`).
+        evaluations (see `with_default_solver`).
     prediction_type : None is the velocity for flow models and epsilon otherwise.
     timestep_spacing : a name of ``logsnr.solvers.SPACINGS``. "auto" is the logistic grid.
     location, scale : its centre and its width in lambda; None is what is best known.
@@ -257,15 +264,15 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
             "sigmas": listed("sigmas", sigmas),
             "mu": None if mu is None else number("mu", mu),
         }
-        found = laid_out(self.config, asked)
-        course, self._described = found.course, found.course.description
+        found = known_layout(self.config, asked)
+        evaluations, self._described = found.evaluations, found.evaluations.description
         # As in diffusers, only flow models have their noise levels where the network is.
-        levels_device = device if isinstance(course.schedule, FlowMatching) else None
+        levels_device = device if isinstance(evaluations.schedule, FlowMatching) else None
         table = Timetable(
-            found.told, found.levels, course.nodes, device, levels_device, found.values
+            found.told, found.levels, evaluations.nodes, device, levels_device, found.values
         )
         self._asked = asked
-        self._follow(course, table)
+        self._follow(evaluations, table)
 
     @torch.compiler.disable  # a run is a generator; compiled, it would be traced at every step
     def step(
@@ -325,16 +332,16 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         """The solver's table for the run under way, or for the one to come; None if none is laid
         out. ``print(scheduler.plan)`` shows its nodes and coefficients.
         """
-        if self._course is None or self._table is None:
+        if self._evaluations is None or self._table is None:
             return None
         run, begin = self._runs.current, self._first + (self._begin_index or 0)
         if run is not None:
-            return self._course.plan(run.begin, self._table.nodes, run.eta)
-        return self._course.plan(begin, self._table.nodes, 0.0)
+            return self._evaluations.plan(run.begin, self._table.nodes, run.eta)
+        return self._evaluations.plan(begin, self._table.nodes, 0.0)
 
     def __repr__(self) -> str:
         told = [] if self._table is None else self._table.told
-        listed = self._course is not None and self._course.layout.listed is not None
+        listed = self._evaluations is not None and self._evaluations.layout.listed is not None
         return summary(self._description.method, told, listed)
 
     @property

@@ -18,7 +18,7 @@ def summary(config: Mapping[str, Any], told: Sequence[float], listed: bool) -> s
 
     Parameters
     ----------
-    config : with a solver and an order named (see `settled`).
+    config : with a solver and an order named (see `with_default_solver`).
     told : what the network is told at the evaluations that are laid out; empty before that.
     listed : whether the caller gave the times.
     """

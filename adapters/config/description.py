@@ -11,9 +11,9 @@ from torch import Tensor
 from logsnr.solvers import EMS, DiscreteVP, NoiseSchedule
 from logsnr.solvers.registry import find_solver
 
-from ..ems_file import ems_of
+from .default_solver import with_default_solver
+from .ems_file import ems_of
 from .noise_schedules import discrete_schedule, noise_schedule
-from .settled import settled
 from .sigma_models import is_continuous, is_edm
 from .solver_options import data_scale, output_sign, prediction_type, solver_name, threshold
 from .store import Config, Edition
@@ -25,7 +25,7 @@ class Description:
 
     Attributes
     ----------
-    method : the config with a solver and an order named (see `settled`).
+    method : the config with a solver and an order named (see `with_default_solver`).
     solver : the name of the solver.
     steps : the training steps of a model that has a table of them.
     prediction : what the network predicts, once its output is multiplied by ``sign``.
@@ -57,7 +57,7 @@ def described(config: Config, n: int | None = None) -> Description:
 
     Raises ValueError naming a key with a bad value.
     """
-    method = settled(config, n)
+    method = with_default_solver(config, n)
     schedule, solver = noise_schedule(config), solver_name(method)
     steps = discrete_schedule(config) if is_continuous(config) else schedule
     return Description(

@@ -13,9 +13,9 @@ from functools import cache
 from typing import Any
 
 from ..timesteps.spacing import GRID_KEYS, spacing_of
-from .keys import MODEL_KEYS
+from .default_solver import with_default_solver
+from .known_keys import MODEL_KEYS
 from .noise_schedules import is_flow
-from .settled import settled
 from .solver_options import solver_name
 
 SAMPLING_KEYS = (
@@ -100,7 +100,7 @@ NO_FLOW = "models that are no flow"
 
 def say_without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Name in the log what a user gave that the scheduler of ``config`` has no use for."""
-    solver, flow = solver_name(settled(config)), is_flow(config)
+    solver, flow = solver_name(with_default_solver(config)), is_flow(config)
     reasons = {
         "steps_offset": None if spacing_of(config) == "leading" else "timestep_spacing='leading'",
         "set_alpha_to_one": None if solver == "ddim" else "solver='ddim'",

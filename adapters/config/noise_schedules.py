@@ -20,7 +20,7 @@ from logsnr.solvers import DiscreteVP, FlowMatching, NoiseSchedule
 from logsnr.solvers.schedules import shift_time
 
 from .sigma_models import SigmaModel, edm_model, is_continuous, is_edm
-from .stock import class_defaults
+from .stock_classes import class_defaults
 from .store import Config, as_one
 
 MAX_BETA = 0.999

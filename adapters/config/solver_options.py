@@ -19,7 +19,7 @@ from logsnr.solvers import PREDICTIONS, DynamicThreshold
 from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import chosen_solver, find_solver
 
-from ..ems_file import ems_of
+from .ems_file import ems_of
 from .noise_schedules import is_flow
 from .sigma_models import is_edm
 

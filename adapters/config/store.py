@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from diffusers.configuration_utils import FrozenDict
 
-from ..ems_file import carried
+from .ems_file import carried
 
 NO_KEYS: frozenset[str] = frozenset()
 

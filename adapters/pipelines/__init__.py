@@ -1,10 +1,10 @@
 """Algorithms that choose their own times, driven from the loop of an unmodified pipeline."""
 
 from .algorithm import Algorithm, Loop
-from .algorithms import adaptive, reference
-from .parallel import parallel
-from .run import PipelineRun, PipelineStats, run_pipeline
-from .statistics import statistics
+from .ode_algorithms import adaptive, reference
+from .parallel_algorithm import parallel
+from .pipeline_run import PipelineRun, PipelineStats, run_pipeline
+from .statistics_algorithm import statistics
 
 __all__ = [
     "Algorithm",

@@ -22,9 +22,8 @@ from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
 
-from ..arguments import without_variance
+from ..config.default_solver import with_default_solver
 from ..config.noise_schedules import noise_schedule
-from ..config.settled import settled
 from ..config.solver_options import (
     output_sign,
     prediction_type,
@@ -34,10 +33,11 @@ from ..config.solver_options import (
 )
 from ..plans import changed, spread_plan
 from ..scheduler import PlanScheduler
+from ..steps.step_arguments import without_variance
 from ..timesteps.timetable import Timetable
 from .algorithm import Algorithm, Loop
-from .batched import Batches
-from .drivers import Counts, Driver, OneByOne, opening
+from .algorithm_run import AlgorithmRun, Counts, SingleRun, opening
+from .batched_run import BatchedRun
 from .networks import TIME_ARGUMENTS, Networks
 
 
@@ -48,7 +48,7 @@ class LoopScheduler(PlanScheduler):
     the algorithm asks for then replaces them one by one.
     """
 
-    driver: Driver | None = None
+    algorithm_run: AlgorithmRun | None = None
     stopped = False  # the pipeline was asked to stop, and knows how to
 
     def attach(
@@ -85,7 +85,7 @@ class LoopScheduler(PlanScheduler):
         mu: float | None = None,
     ) -> None:
         """As `PlanScheduler`; then room for as many times as the algorithm may need."""
-        if self.driver is not None:
+        if self.algorithm_run is not None:
             self._begin_again()
         super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
         *nodes, end = self._grid()
@@ -101,7 +101,7 @@ class LoopScheduler(PlanScheduler):
             nodes[0] = opening(self.algorithm, self._loop(0))[0]
             self._table = self._timetable([*nodes, end], device, levels_device)
         self.timesteps, self.sigmas = self._table.timesteps, self._table.sigmas
-        self.driver, self.stopped = None, False
+        self.algorithm_run, self.stopped = None, False
 
     def step(
         self,
@@ -117,7 +117,7 @@ class LoopScheduler(PlanScheduler):
         Raises ValueError if the algorithm needs more iterations than are left, and if the pipeline
         evaluated anything but what was asked for.
         """
-        if self.driver is not None and self.driver.done:
+        if self.algorithm_run is not None and self.algorithm_run.done:
             self.counts.after_end += 1
             self._step_index += 1  # type: ignore[operator]  # _advance has set it
         else:
@@ -126,10 +126,10 @@ class LoopScheduler(PlanScheduler):
         return SchedulerOutput(prev_sample=states) if return_dict else (states,)
 
     def _handed_back(self) -> Tensor:
-        assert self.driver is not None
-        states, groups = self.driver.states, self.algorithm.groups
+        assert self.algorithm_run is not None
+        states, groups = self.algorithm_run.states, self.algorithm.groups
         last = self._step_index == len(self.timesteps)
-        if self.driver.done and groups is not None and not (self.stopped or last):
+        if self.algorithm_run.done and groups is not None and not (self.stopped or last):
             # The loop goes on with resting networks, and needs all its samples until the end.
             return states.repeat_interleave(groups, 0)
         return states
@@ -138,29 +138,31 @@ class LoopScheduler(PlanScheduler):
         place = self._place(timestep, sample)
         if output.shape != sample.shape:
             output = without_variance(self.config, output, sample)
-        driver = self.driver
-        if driver is None:
+        algorithm_run = self.algorithm_run
+        if algorithm_run is None:
             if self.algorithm.groups is not None and not self.networks.calls:
                 raise ValueError(
                     f"{type(self.pipe).__name__} has no network with a time argument "
                     f"({', '.join(TIME_ARGUMENTS)}), so its samples cannot be told different times"
                 )
-            kind: Callable[..., Driver] = OneByOne if self.algorithm.groups is None else Batches
+            kind: Callable[..., AlgorithmRun] = (
+                SingleRun if self.algorithm.groups is None else BatchedRun
+            )
             loop = self._loop(place)
-            driver = kind(self.algorithm, loop, sample, self._convert, self.counts)
-            self.driver = driver
+            algorithm_run = kind(self.algorithm, loop, sample, self._convert, self.counts)
+            self.algorithm_run = algorithm_run
         self.counts.iterations += 1
-        driver.send(output, sample)
+        algorithm_run.send(output, sample)
         self._step_index = place + 1
-        if driver.done:
+        if algorithm_run.done:
             self._stop()
         elif place + 1 == len(self.timesteps):
             raise ValueError(
                 f"num_inference_steps allows {self.counts.iterations} iterations, and the "
-                f"algorithm, which is at t={driver.nodes[0].t:.4g}, needs more: raise it"
+                f"algorithm, which is at t={algorithm_run.nodes[0].t:.4g}, needs more: raise it"
             )
         else:
-            self._ask(place + 1, driver.nodes[0])
+            self._ask(place + 1, algorithm_run.nodes[0])
 
     def _stop(self) -> None:
         # Pipelines that can be interrupted set the flag when they are called.
@@ -185,8 +187,8 @@ class LoopScheduler(PlanScheduler):
     # What the algorithm is given
 
     def _grid(self) -> tuple[Node, ...]:
-        assert self._course is not None
-        return self._course.layout.nodes
+        assert self._evaluations is not None
+        return self._evaluations.layout.nodes
 
     def _loop(self, begin: int) -> Loop:
         allotted, needed = len(self._nodes) - begin, self.algorithm.iterations or 1
@@ -207,15 +209,15 @@ class LoopScheduler(PlanScheduler):
 
     def _planned(self, begin: int, solver: str, options: Mapping[str, Any]) -> Plan:
         """The plan that a `PlanScheduler` with this config and ``solver`` runs from ``begin``."""
-        assert self._course is not None
+        assert self._evaluations is not None
         nodes, own, name = self._grid()[begin:], {}, find_solver(solver).name
-        if name == self._course.description.solver:
-            typed = self._course.description.method["solver"]
+        if name == self._evaluations.description.solver:
+            typed = self._evaluations.description.method["solver"]
             own = dict(typed) if isinstance(typed, Mapping) else {}
-            nodes = nodes if begin else self._course.whole.nodes
+            nodes = nodes if begin else self._evaluations.whole.nodes
         n = len(self._grid()) - 1
         named = {**self.config, "solver": {**own, "name": solver, **options}}
-        method = settled(named, n)
+        method = with_default_solver(named, n)
         complete = solver_options(method, n, n - begin, 0.0)
         plan = spread_plan(self._schedule, name, nodes, n - begin, complete)
         return changed(plan, **table_changes(method, complete, begin))
@@ -241,16 +243,16 @@ class LoopScheduler(PlanScheduler):
     # What the pipeline is told
 
     def _told(self, node: Node) -> float:
-        assert self._course is not None
+        assert self._evaluations is not None
         schedule = self._schedule
         if isinstance(schedule, DiscreteVP) and not self.whole_timesteps:
             return schedule.network_time(node.t)
-        (told,) = self._course.layout.told([node], schedule, len(self))
+        (told,) = self._evaluations.layout.told([node], schedule, len(self))
         return round(told) if isinstance(schedule, DiscreteVP) else told
 
     def _level(self, node: Node) -> float:
-        assert self._course is not None
-        return self._course.layout.levels([node], self._schedule)[0]
+        assert self._evaluations is not None
+        return self._evaluations.layout.levels([node], self._schedule)[0]
 
     def _timetable(self, nodes: Sequence[Node], device: Any, levels_device: Any) -> Timetable:
         """That of evaluations at ``nodes``, of which the last is the end."""
@@ -270,11 +272,11 @@ class LoopScheduler(PlanScheduler):
 
     def _times_of_samples(self) -> tuple[Tensor, float]:
         """What each sample of a batch is to be told, and the time that the pipeline was told."""
-        if self.driver is None:
+        if self.algorithm_run is None:
             begin = self._begin_index or 0
             nodes, here = opening(self.algorithm, self._loop(begin)), self._nodes[begin]
         else:
-            nodes = list(self.driver.nodes)
+            nodes = list(self.algorithm_run.nodes)
             here = nodes[0]
         told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
         return told, self._told(here)

@@ -26,7 +26,7 @@ from logsnr.solvers.schedules import shift_time
 from logsnr.solvers.spacings import WHOLE_STEPS, training_steps
 
 from ..config.location import location_of
-from .own_lists import is_own_list
+from .pipeline_sigmas import sent_unasked
 from .spacing import (
     LOGISTIC,
     evaluation_times,
@@ -60,7 +60,7 @@ def flow_layout(
     inverted = bool(config.get("invert_sigmas"))
     spacing, to_zero = spacing_of(config), final_sigma(config, solver) == "zero"
     if sigmas is not None and not config.get("exact_sigmas") and spacing in INSTEAD:
-        if is_own_list(_without_end(sigmas).tolist()):
+        if sent_unasked(_without_end(sigmas).tolist()):
             n, sigmas = len(_without_end(sigmas)), None
     if sigmas is None and timesteps is not None:
         t = np.asarray(timesteps, dtype=np.float64) / steps

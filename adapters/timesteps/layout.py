@@ -24,7 +24,7 @@ from logsnr.solvers.grids import node_at
 from ..config.sigma_models import SigmaModel
 from .discrete import at_ratio, nearest_step, step_layout
 from .flow import flow_layout
-from .own_lists import is_own_list
+from .pipeline_sigmas import sent_unasked
 from .sigma import sigma_layout
 
 Place = Callable[..., tuple[Sequence[Node], Sequence[float]]]
@@ -120,7 +120,7 @@ def layout(
         )
     inverted = place is flow_layout and bool(config.get("invert_sigmas"))
     own = place is flow_layout and sigmas is not None and not config.get("exact_sigmas")
-    listed = None if given is None or (own and is_own_list(sigmas or ())) else name
+    listed = None if given is None or (own and sent_unasked(sigmas or ())) else name
     return Layout(tuple(nodes), tuple(told), inverted, listed)
 
 

@@ -27,8 +27,8 @@ from logsnr.adapters import (
     run_pipeline,
     statistics,
 )
-from logsnr.adapters.pipelines.algorithms import finite_ends
-from logsnr.adapters.pipelines.statistics import training_range
+from logsnr.adapters.pipelines.ode_algorithms import finite_ends
+from logsnr.adapters.pipelines.statistics_algorithm import training_range
 from logsnr.solvers import (
     Denoiser,
     Evaluation,

@@ -68,7 +68,7 @@ def test_free_init_is_no_loop_for_batches():
     with free_init() as pipe, pytest.raises(ValueError, match="FreeInit"):
         given = FAMILIES["animatediff"].arguments()
         run_pipeline(pipe, parallel("ddim", window=2), **given, **arguments())
-    assert not hasattr(pipe.scheduler, "driver")
+    assert not hasattr(pipe.scheduler, "algorithm_run")
 
 
 @seeded

@@ -36,7 +36,7 @@ def test_a_pipeline_loop_is_sample(solver, nfe):
     assert len(scheduler.timesteps) == nfe
     looped = drive(scheduler, start(torch.float64), generator=torch.Generator().manual_seed(2))
 
-    plan = scheduler._course.plan(0, scheduler._nodes, 0.0)
+    plan = scheduler._evaluations.plan(0, scheduler._nodes, 0.0)
     told = iter(scheduler.timesteps)
     denoise = Denoiser(lambda x, t: network(x, next(told)), noise_schedule(scheduler.config))
     noise = torch.Generator().manual_seed(2)
@@ -56,7 +56,7 @@ def test_float32_is_float64_to_rounding(solver):
 def test_options_without_a_diffusers_key_come_through_the_mapping():
     scheduler = scheduler_for({"name": "dpm-solver++", "steps": "singlestep"}, solver_order=2)
     scheduler.set_timesteps(6)
-    nodes = scheduler._course.layout.nodes
+    nodes = scheduler._evaluations.layout.nodes
     grid = Grid(noise_schedule(scheduler.config), nodes[0].t, nodes[-1].t, explicit=nodes)
     plan = plan_on_grid("dpm-solver++", grid, 6, steps="singlestep", order=2)
     expected = sample(
@@ -179,7 +179,7 @@ def test_an_edit_between_steps_moves_the_result_along_the_linear_part(solver):
             x = scheduler.step(outputs[i], t, x).prev_sample
             if i == at:
                 x = x.add_(10.0) if in_place else x + 10.0
-        levels.append(scheduler._course.layout.nodes)
+        levels.append(scheduler._evaluations.layout.nodes)
         return x
 
     levels: list = []

@@ -9,7 +9,7 @@ import torch
 from scheduler_cases import EDM, FAMILIES, LATENT, scheduler_for
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.config.stock import REPLACED
+from logsnr.adapters.config.stock_classes import REPLACED
 
 BETAS = {
     "linear": {},

@@ -43,7 +43,7 @@ def plan_of(solver: str) -> Plan:
     config, _ = FAMILIES["sd"]
     scheduler = PlanScheduler(**config, solver=solver)
     scheduler.set_timesteps(NFE)
-    return scheduler._course.plan(0, scheduler._nodes, 0.0)
+    return scheduler._evaluations.plan(0, scheduler._nodes, 0.0)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm-solver++", "unipc", "heun"])

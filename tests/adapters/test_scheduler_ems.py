@@ -33,9 +33,9 @@ from scheduler_cases import (
 from tiny.family import using
 from tiny_pipelines import FAMILIES as PIPELINES
 
-import logsnr.adapters.ems_file
+import logsnr.adapters.config.ems_file
 from logsnr.adapters import PlanScheduler, noise_schedule, run_pipeline, statistics
-from logsnr.adapters.pipelines.statistics import LARGEST_SHIFT
+from logsnr.adapters.pipelines.statistics_algorithm import LARGEST_SHIFT
 from logsnr.solvers import EMS, Denoiser, DiscreteVP, NoiseSchedule, Verdict, make_plan, sample
 
 V3 = "dpm-solver-v3"
@@ -82,7 +82,7 @@ def test_a_pipeline_loop_is_the_plan_of_make_plan(family, granularity):
     scheduler.set_timesteps(7, **given)
     looped = drive(scheduler, start(torch.float64))
 
-    schedule, nodes = schedule_of(config), scheduler._course.layout.nodes
+    schedule, nodes = schedule_of(config), scheduler._evaluations.layout.nodes
     options = {"order": 2, "ems": ems, "treatment": "spline"}
     plan = make_plan(V3, schedule, times=[node.t for node in nodes], **options)
     told = iter(scheduler.timesteps)
@@ -261,7 +261,7 @@ def test_the_hub_keeps_the_statistics_with_the_config(monkeypatch, tmp_path):
     config_module = diffusers.configuration_utils
     monkeypatch.setattr(config_module, "create_repo", lambda *_, **__: Repository())
     monkeypatch.setattr(config_module, "hf_hub_download", download)
-    monkeypatch.setattr(logsnr.adapters.ems_file, "hf_hub_download", download)
+    monkeypatch.setattr(logsnr.adapters.config.ems_file, "hf_hub_download", download)
     monkeypatch.setattr(PlanScheduler, "_upload_folder", upload)
     ours = v3(LATENT, smooth(LATENT))
     ours.save_pretrained(str(tmp_path / "local"), push_to_hub=True)

@@ -8,7 +8,7 @@ import torch
 from scheduler_cases import EDM, LATENT, drive, network, scheduler_for, start
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.config.stock import REFUSED, REPLACED, init_keys
+from logsnr.adapters.config.stock_classes import REFUSED, REPLACED, init_keys
 
 
 def bad_step(solver="unipc", timesteps=(900, 600, 300, 100), **changes):

@@ -12,7 +12,7 @@ from scheduler_cases import AUDIO, EDM, LATENT, SHAPE, VIDEO, scheduler_for, sta
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler, noise_schedule
-from logsnr.adapters.config.keys import defaults
+from logsnr.adapters.config.known_keys import defaults
 from logsnr.solvers import EMS
 
 FLOW = {"shift": 3.0}

@@ -9,7 +9,7 @@ import torch
 from scheduler_cases import LATENT, assert_close, drive, scheduler_for, start
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.timesteps.own_lists import is_own_list
+from logsnr.adapters.timesteps.pipeline_sigmas import sent_unasked
 from logsnr.solvers import SOLVERS
 
 TIMES = [990, 930, 811, 702, 570, 421, 253, 120, 7]
@@ -80,16 +80,16 @@ def test_lists_that_pipelines_send_by_themselves(n):
     from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
     even = torch.linspace(1, 1 / n, n).tolist()
-    assert is_own_list(even)
-    assert n < 2 or is_own_list(linear_quadratic_schedule(n, 0.025))
+    assert sent_unasked(even)
+    assert n < 2 or sent_unasked(linear_quadratic_schedule(n, 0.025))
     scheduler = PlanScheduler(shift=3.0, solver="heun")
     scheduler.set_timesteps(sigmas=even, mu=None)
     assert len(scheduler.timesteps) == n
 
 
 def test_other_lists_are_the_users():
-    assert not is_own_list([1.0, 0.6])
-    assert not is_own_list(SIGMAS)
+    assert not sent_unasked([1.0, 0.6])
+    assert not sent_unasked(SIGMAS)
 
 
 @pytest.mark.parametrize("times", [

@@ -186,7 +186,9 @@ def test_inverted_flow_adds_noise_where_the_network_is_told():
 
 
 def ratios(scheduler: PlanScheduler) -> Tensor:
-    return torch.tensor([node.sigma / node.alpha for node in scheduler._course.layout.nodes[:-1]])
+    return torch.tensor(
+        [node.sigma / node.alpha for node in scheduler._evaluations.layout.nodes[:-1]]
+    )
 
 
 def test_logsnr_spacing_is_lu_lambdas():
@@ -246,7 +248,7 @@ def test_every_spacing_works_for_every_number_of_steps(name, final, config):
     )
     for nfe in (1, 2, 5, 11):
         scheduler.set_timesteps(nfe)
-        nodes = scheduler._course.layout.nodes
+        nodes = scheduler._evaluations.layout.nodes
         assert len(nodes) == nfe + 1
         assert all(b.lam > a.lam for a, b in zip(nodes, nodes[1:], strict=False))
         assert (nodes[-1].sigma == 0) is (final == "zero")
@@ -279,7 +281,7 @@ def test_fractional_timesteps_are_told_as_they_are():
     scheduler.set_timesteps(timesteps=[999.0, 500.5, 20.25])
     assert scheduler.timesteps.dtype == torch.float32
     assert scheduler.timesteps.tolist() == [999.0, 500.5, 20.25]
-    node = scheduler._course.layout.nodes[1]
+    node = scheduler._evaluations.layout.nodes[1]
     assert noise_schedule(scheduler.config).network_time(node.t) == pytest.approx(500.5)
     scheduler.set_timesteps(timesteps=[999, 500, 20])
     assert scheduler.timesteps.dtype == torch.int64
@@ -297,10 +299,10 @@ def test_lambda_min_clipped_leaves_out_the_end_of_the_cosine_schedule(spacing):
         for scheduler in (ours, stock):
             scheduler.set_timesteps(nfe)
         assert ours.timesteps.tolist() == stock.timesteps.tolist()
-        assert ours._course.layout.nodes[0].lam >= -5.1
+        assert ours._evaluations.layout.nodes[0].lam >= -5.1
     free = PlanScheduler(beta_schedule="squaredcos_cap_v2", solver="dpm-solver++")
     free.set_timesteps(6)
-    assert free._course.layout.nodes[0].lam < -5.1
+    assert free._evaluations.layout.nodes[0].lam < -5.1
 
 
 # --- tables

@@ -229,7 +229,7 @@ def responses(scheduler) -> list[float]:
 def carried(scheduler) -> list[float]:
     """What those responses must be."""
     scheduler.set_timesteps(8)
-    return [10 / scheduler._course.layout.nodes[at].alpha for at in range(2, 7)]
+    return [10 / scheduler._evaluations.layout.nodes[at].alpha for at in range(2, 7)]
 
 
 def test_unipc_forgets_edits():

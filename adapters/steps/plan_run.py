@@ -17,7 +17,7 @@ from logsnr.solvers.registry import find_solver
 from logsnr.solvers.running import executor_for, proceed, version
 
 
-class Drive:
+class PlanRun:
     """One run of ``plan`` from ``sample`` (B, *event): each `step` sends a network output.
 
     Parameters
@@ -125,9 +125,9 @@ class Drive:
         self._version, self._handed, self._mark = kept, self._taken, None
         self.place -= 1
 
-    def fork(self) -> Drive:
+    def fork(self) -> PlanRun:
         """Another run in which the last `step` is not made yet."""
-        other = object.__new__(Drive)
+        other = object.__new__(PlanRun)
         other.__dict__.update(self.__dict__, executor=self.executor.fork())
         other.step_back()
         return other

@@ -16,9 +16,9 @@ from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
 from ..timesteps.spacing import AUTO, parameters_of, spacing_of
+from .default_solver import with_default_solver
 from .location import location_of
 from .noise_schedules import is_flow
-from .settled import settled
 from .solver_options import in_config_words, solver_name, solver_options
 
 OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
@@ -42,7 +42,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.number)
     }
     config = {**config, **stored}
-    method = settled(config)
+    method = with_default_solver(config)
     name, options = solver_name(method), solver_options(method, _NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
     options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}

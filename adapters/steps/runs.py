@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Size, Tensor
 
-from .drive import Drive
+from .plan_run import PlanRun
 
 MOST = 64  # runs that are kept; what comes back to another is a new one
 
@@ -35,9 +35,9 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self.current: Drive | None = None
+        self.current: PlanRun | None = None
         self._place: int | None = None  # where there is no current run
-        self._others: list[Drive] = []  # whose last state somebody has, or the latest of a shape
+        self._others: list[PlanRun] = []  # whose last state somebody has, or the latest of a shape
         # Where runs were left for another one with states of the same shape, and that shape
         self._left: set[tuple[int, Size]] = set()
 
@@ -54,7 +54,7 @@ class Runs:
     def place(self) -> int | None:
         return self._place if self.current is None else self.current.place
 
-    def begin(self, run: Drive) -> None:
+    def begin(self, run: PlanRun) -> None:
         """Add a run, which is the current one now."""
         self._switch(run)
 
@@ -65,7 +65,7 @@ class Runs:
             self._others.append(self.current)
         self.current = None
 
-    def find(self, place: int, sample: Tensor) -> Drive | None:
+    def find(self, place: int, sample: Tensor) -> PlanRun | None:
         """The run of a step at ``place`` from ``sample``, None for one that begins there."""
         current = self.current
         if current is None:
@@ -85,7 +85,7 @@ class Runs:
             return self._switch(here[0]) if here else None
         return None
 
-    def giver(self, sample: Tensor) -> Drive | None:
+    def giver(self, sample: Tensor) -> PlanRun | None:
         """The run that handed out ``sample``."""
         return next((run for run in self._all() if run.gave(sample)), None)
 
@@ -95,11 +95,11 @@ class Runs:
         taken = [run.place - 1 for run in self._all() if run.took(sample)]
         return [*given, *taken, self.place or 0]
 
-    def _all(self) -> Iterable[Drive]:
+    def _all(self) -> Iterable[PlanRun]:
         latest_first = reversed(self._others)
         return latest_first if self.current is None else (self.current, *latest_first)
 
-    def _again(self, run: Drive) -> Drive:
+    def _again(self, run: PlanRun) -> PlanRun:
         """The run in which the last step of ``run`` is not made yet."""
         if run.wanted:  # somebody may go on with the state that it led to
             return self._switch(run.fork())
@@ -107,7 +107,7 @@ class Runs:
         run.step_back()
         return self._switch(run)
 
-    def _switch(self, run: Drive) -> Drive:
+    def _switch(self, run: PlanRun) -> PlanRun:
         if self.current is not None and self.current is not run:
             self._others.append(self.current)
         self._others = [other for other in self._others if other is not run]
@@ -118,7 +118,7 @@ class Runs:
         self._let_go(run)
         return run
 
-    def _let_go(self, current: Drive) -> None:
+    def _let_go(self, current: PlanRun) -> None:
         """Keep no run that nobody can go on with."""
         others = (run for run in self._others if run.wanted or run.shape != current.shape)
         self._others = list(others)[-MOST:]

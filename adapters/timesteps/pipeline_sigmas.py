@@ -20,7 +20,7 @@ ROUNDING = 1e-6
 """They are lists of float32."""
 
 
-def is_own_list(sigmas: Sequence[float]) -> bool:
+def sent_unasked(sigmas: Sequence[float]) -> bool:
     """Whether a pipeline sends ``sigmas`` (without the end) by itself, for their number."""
     given = np.asarray(sigmas, dtype=np.float64)
     return any(np.allclose(given, rule(len(given)), rtol=0, atol=ROUNDING) for rule in RULES)

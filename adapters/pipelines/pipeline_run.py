@@ -18,7 +18,7 @@ from typing import Any
 from logsnr.solvers import Plan
 
 from .algorithm import Algorithm, as_algorithm
-from .batched import spread
+from .call_arguments import spread
 from .loop_scheduler import LoopScheduler
 from .networks import Networks
 
@@ -124,8 +124,8 @@ def run_pipeline(
             vars(pipe).pop("_interrupt", None)
             if flag is not _MISSING:
                 pipe._interrupt = flag
-    driver, counts = scheduler.driver, scheduler.counts
-    if driver is None or not (driver.done or interrupted):
+    algorithm_run, counts = scheduler.algorithm_run, scheduler.counts
+    if algorithm_run is None or not (algorithm_run.done or interrupted):
         raise ValueError(
             f"{type(pipe).__name__} ended its loop after {counts.iterations} iterations, before "
             "the algorithm did (denoising_end?)"
@@ -137,7 +137,7 @@ def run_pipeline(
         after_end=counts.after_end,
         calls=dict(networks.calls),
     )
-    return PipelineRun(output, driver.result, stats)
+    return PipelineRun(output, algorithm_run.result, stats)
 
 
 def _check_loop(

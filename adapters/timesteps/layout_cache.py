@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import count
 from ..config.description import described
 from ..config.store import Config
-from .course import Course, lay_out
+from .arguments import count
+from .evaluations import Evaluations, lay_out
 
 KEPT = 64
 
 
 @dataclass(frozen=True)
-class LaidOut:
-    """A course with what pipelines read of it, on the CPU; not to be written to."""
+class KnownLayout:
+    """The evaluations with what pipelines read of it, on the CPU; not to be written to."""
 
-    course: Course
+    evaluations: Evaluations
     told: Tensor
     levels: Tensor
     told_values: tuple[float, ...]
@@ -31,7 +31,7 @@ class LaidOut:
         return list(self.told_values), list(self.level_values)
 
 
-def laid_out(config: Config, asked: dict[str, Any]) -> LaidOut:
+def known_layout(config: Config, asked: dict[str, Any]) -> KnownLayout:
     """`lay_out` of what ``set_timesteps`` was ``asked`` for, kept for as long as the config is."""
     try:
         return _kept(_Asked(config, asked))
@@ -59,12 +59,15 @@ class _Asked:
 
 
 @lru_cache(maxsize=KEPT)
-def _kept(request: _Asked) -> LaidOut:
+def _kept(request: _Asked) -> KnownLayout:
     return _lay_out(request.config, request.asked)
 
 
-def _lay_out(config: Config, asked: dict[str, Any]) -> LaidOut:
+def _lay_out(config: Config, asked: dict[str, Any]) -> KnownLayout:
     description = described(config, count(asked["n"], asked["timesteps"], asked["sigmas"]))
-    course = lay_out(config, description, **asked)
-    told, levels = course.told(course.nodes), course.levels([*course.nodes, course.end])
-    return LaidOut(course, told, levels, tuple(told.tolist()), tuple(levels.tolist()))
+    evaluations = lay_out(config, description, **asked)
+    told, levels = (
+        evaluations.told(evaluations.nodes),
+        evaluations.levels([*evaluations.nodes, evaluations.end]),
+    )
+    return KnownLayout(evaluations, told, levels, tuple(told.tolist()), tuple(levels.tolist()))

@@ -11,13 +11,13 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, FlowMatching
 from logsnr.solvers.running import version
 
-from .config.description import Description, described
-from .config.noise_schedules import betas_of
-from .config.sigma_models import is_edm
-from .timesteps.noise_levels import noisy, training_levels
+from ..config.description import Description, described
+from ..config.noise_schedules import betas_of
+from ..config.sigma_models import is_edm
+from .forward_process import noisy, training_levels
 
 if TYPE_CHECKING:
-    from .config.store import Config
+    from ..config.store import Config
 
 _DOUBLE = torch.float64
 

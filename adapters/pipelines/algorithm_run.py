@@ -34,7 +34,7 @@ class Counts:
     after_end: int = 0
 
 
-class Driver(Protocol):
+class AlgorithmRun(Protocol):
     """What the scheduler needs of an algorithm under way.
 
     ``states`` and ``nodes`` are what the pipeline is to evaluate next. ``done`` says that there
@@ -50,8 +50,8 @@ class Driver(Protocol):
         """Take the network's output at ``sample``, the states of this iteration."""
 
 
-class OneByOne:
-    """A generator of `Evaluation`; see `Driver`."""
+class SingleRun:
+    """A generator of `Evaluation`; see `AlgorithmRun`."""
 
     def __init__(
         self, algorithm: Algorithm, loop: Loop, x: Tensor, convert: Convert, counts: Counts
@@ -124,7 +124,7 @@ def generator_of(algorithm: Algorithm, loop: Loop, x: Tensor) -> Any:
 
 
 def check_kind(request: Any, kind: type) -> None:
-    """ValueError unless the generator's request is what the driver can serve."""
+    """ValueError unless the generator's request is what the algorithm_run can serve."""
     if isinstance(request, kind):
         return
     other = "groups=P in the Algorithm is for it" if isinstance(request, Batch) else "no groups"

@@ -1,4 +1,4 @@
-"""What a caller wrote into ``timesteps`` and ``sigmas`` after they were laid out, as a course.
+"""What a caller wrote into ``timesteps`` and ``sigmas`` after they were laid out, as evaluations.
 
 The timesteps say where the network is called, so the nodes follow them, as those of the list that
 ``set_timesteps`` takes. A slice is a part of the run as it was, and so is what a run under way has
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from logsnr.solvers import Node
 
-from .timesteps.course import Course, course
-from .timesteps.layout import Layout, check_nodes, node_of_level, node_told
-from .timesteps.timetable import Timetable
+from .evaluations import Evaluations, evaluations_through
+from .layout import Layout, check_nodes, node_of_level, node_told
+from .timetable import Timetable
 
 
 def rewritten(
-    before: Course, table: Timetable, timesteps: Tensor, sigmas: Tensor, done: int = 0
-) -> Course | None:
-    """The course by the values of ``timesteps`` and ``sigmas``; None if they are the old ones.
+    before: Evaluations, table: Timetable, timesteps: Tensor, sigmas: Tensor, done: int = 0
+) -> Evaluations | None:
+    """The evaluations by the values of ``timesteps`` and ``sigmas``; None if they are the old ones.
 
     The first ``done`` nodes are kept where their times are.
 
@@ -56,7 +56,7 @@ def rewritten(
         "timesteps" if new_times else "sigmas", told if new_times else levels, [*nodes, end]
     )
     layout = Layout((*nodes, end), tuple(told), before.layout.inverted, "timesteps")
-    after = course(config, before.description, layout)
+    after = evaluations_through(config, before.description, layout)
     if after.told(after.nodes).tolist() != told:
         raise ValueError(
             f"timesteps was set to {told}, which solver={before.description.solver!r} does not go "
@@ -65,7 +65,9 @@ def rewritten(
     return after
 
 
-def _told_nodes(before: Course, table: Timetable, told: Sequence[float], done: int) -> list[Node]:
+def _told_nodes(
+    before: Evaluations, table: Timetable, told: Sequence[float], done: int
+) -> list[Node]:
     """The nodes of other times; a slice of the table, and its beginning, have their own."""
     n = len(told)
     for k in range(table.nfe - n + 1):

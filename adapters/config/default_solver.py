@@ -16,7 +16,7 @@ ORDERS = {"deis": 3, "ipndm": 3, "lms": 3}
 ORDER = 2
 
 
-def settled(config: Mapping[str, Any], n: int | None = None) -> Mapping[str, Any]:
+def with_default_solver(config: Mapping[str, Any], n: int | None = None) -> Mapping[str, Any]:
     """The config with a solver and an order named, for a run of n evaluations.
 
     What the user said stays, and a key that only some solvers have decides for one of them.

@@ -1,8 +1,8 @@
 """Where a step is, of which run, and after what was written on the scheduler.
 
-`Stepping` keeps the course that ``set_timesteps`` laid out, the table of its times, and the runs
-that go through them. What it does before each step costs a handful of comparisons: the times are
-recognised as views, and the tensors and the config by their versions.
+`Stepping` keeps the evaluations that ``set_timesteps`` laid out, the table of their times, and the
+runs that go through them. What it does before each step costs a handful of comparisons: the times
+are recognised as views, and the tensors and the config by their versions.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, Node
 from logsnr.solvers.running import version
 
-from .arguments import tensor
-from .drive import Drive
-from .ems_file import check_shape
-from .rewritten import rewritten
+from ..config.ems_file import check_shape
+from ..timesteps.arguments import tensor
+from ..timesteps.evaluations import Evaluations, called, evaluations_of_training, lay_out
+from ..timesteps.rewritten_times import rewritten
+from ..timesteps.timetable import Timetable
+from .plan_run import PlanRun
 from .runs import Runs
-from .timesteps.course import Course, called, lay_out, training_course
-from .timesteps.timetable import Timetable
 
 if TYPE_CHECKING:
-    from .config.description import Description
-    from .config.store import Config
+    from ..config.description import Description
+    from ..config.store import Config
 
 MULTISTEP = ("unipc", "dpm-solver++", "dpm-solver", "dpm-solver-v3", "deis")
 LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart
@@ -36,7 +36,7 @@ LEVEL_ROUNDING = 1e-3  # in lambda, of which training steps are some 1e-2 apart
 class Stepping:
     """The part of a scheduler that knows its place."""
 
-    _course: Course | None = None
+    _evaluations: Evaluations | None = None
     _table: Timetable | None = None
     _begins: int | None = None  # what set_begin_index was given
     _index: int | None = None  # what the caller has set _step_index to
@@ -58,15 +58,15 @@ class Stepping:
     def __init__(self) -> None:
         self._runs = Runs()
 
-    def _follow(self, course: Course, table: Timetable) -> None:
+    def _follow(self, evaluations: Evaluations, table: Timetable) -> None:
         # At once, because every attribute that is set by itself is compared with the config's keys.
         self.__dict__.update(
-            _course=course,
+            _evaluations=evaluations,
             _table=table,
             _runs=Runs(),
             timesteps=table.timesteps,
             sigmas=table.sigmas,
-            num_inference_steps=len(course.nodes),
+            num_inference_steps=len(evaluations.nodes),
             _begins=None,
             _index=None,
             _wanted=None,
@@ -156,50 +156,50 @@ class Stepping:
 
         A run that is under way ends, and a new one goes on where it was.
         """
-        course, table = self._course, self._table
-        if course is None or table is None:
+        evaluations, table = self._evaluations, self._table
+        if evaluations is None or table is None:
             return
         if self._runs.current is None:
             table.check_values()
         if (
             table.untouched(self.timesteps, self.sigmas)
-            and self.config.edition is course.description.edition
+            and self.config.edition is evaluations.description.edition
             and (self._kept is None or version(self._kept[0]) == self._kept[1])
-            and self.num_inference_steps in (course.nfe, None)
+            and self.num_inference_steps in (evaluations.nfe, None)
         ):
             return
-        if course.description is not self._description:
+        if evaluations.description is not self._description:
             if self._asked is None:
                 raise ValueError(
                     "the config was changed after timesteps: call set_timesteps with both"
                 )
             again = lay_out(self.config, self._description, **self._asked)
             told = again.told(again.nodes)
-            if not torch.equal(told, course.told(course.nodes)):
+            if not torch.equal(told, evaluations.told(evaluations.nodes)):
                 raise ValueError(
                     "the config was changed after set_timesteps, and now gives other timesteps: "
                     "call set_timesteps again"
                 )
             levels = again.levels([*again.nodes, again.end])
             table.rewrite(0, again.nodes, told, levels)
-            self._course = course = again
+            self._evaluations = evaluations = again
             self._runs.end()
         if not table.untouched(self.timesteps, self.sigmas):
-            self._hear_times(course, table)
-        n, laid_out = self.num_inference_steps, (self._course or course).nfe
+            self._hear_times(evaluations, table)
+        n, laid_out = self.num_inference_steps, (self._evaluations or evaluations).nfe
         # Over the timesteps of training there is no such number.
         if n is not None and n != laid_out and n != len(self.timesteps):
             raise ValueError(
                 f"num_inference_steps={n} was set, but {laid_out} are laid out: call set_timesteps"
             )
 
-    def _hear_times(self, course: Course, table: Timetable) -> None:
+    def _hear_times(self, evaluations: Evaluations, table: Timetable) -> None:
         timesteps, sigmas = tensor("timesteps", self.timesteps), tensor("sigmas", self.sigmas)
         first, place = table.slice_at(timesteps, sigmas), self._runs.place or 0
         done = place + 1 if 0 < place < table.nfe else 0
         if first is not None:
             table.show_slices(timesteps, sigmas)
-        elif (after := rewritten(course, table, timesteps, sigmas, done)) is None:
+        elif (after := rewritten(evaluations, table, timesteps, sigmas, done)) is None:
             table.show(timesteps, sigmas)
         else:
             levels = after.levels([*after.nodes, after.end])
@@ -209,39 +209,48 @@ class Stepping:
                 sigmas = levels.to(sigmas)
             self._table = Timetable(timesteps.cpu(), levels, after.nodes)
             self._table.show(timesteps, sigmas)
-            self._course, self.num_inference_steps = after, after.nfe
+            self._evaluations, self.num_inference_steps = after, after.nfe
             self._asked = None
             self._runs.end()
         self.timesteps, self.sigmas, self._first = timesteps, sigmas, first or 0
 
     def _go_through_training(self, timestep: Any) -> None:
-        """The course over the timesteps of training, for a ``step`` without ``set_timesteps``."""
+        """Those over the timesteps of training, for a ``step`` without ``set_timesteps``."""
         solver = self._description.solver
         if solver in MULTISTEP and not isinstance(timestep, Tensor):
             raise ValueError(
                 f"step was called before set_timesteps, with timestep={timestep!r}: solver="
                 f"{solver!r} needs to know its steps, or an entry of timesteps"
             )
-        course = training_course(self.config, self._describe(), self.timesteps.tolist())
-        told, levels = self.timesteps.cpu(), course.levels([*course.nodes, course.end])
-        table = Timetable(told, levels, course.nodes)
+        evaluations = evaluations_of_training(
+            self.config, self._describe(), self.timesteps.tolist()
+        )
+        told, levels = (
+            self.timesteps.cpu(),
+            evaluations.levels([*evaluations.nodes, evaluations.end]),
+        )
+        table = Timetable(told, levels, evaluations.nodes)
         table.show(self.timesteps, self.sigmas)
-        self._course, self._table, self.num_inference_steps = course, table, course.nfe
+        self._evaluations, self._table, self.num_inference_steps = (
+            evaluations,
+            table,
+            evaluations.nfe,
+        )
 
-    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> Drive:
+    def _begin(self, place: int, output: Tensor, sample: Tensor, eta: float) -> PlanRun:
         """A new run from ``place`` to the end."""
         if not sample.is_floating_point():
             raise ValueError(f"sample is {sample.dtype}: need a tensor of a floating-point dtype")
         if output.device != sample.device:
             raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
-        assert self._course is not None and self._table is not None
-        description = self._course.description
+        assert self._evaluations is not None and self._table is not None
+        description = self._evaluations.description
         if description.ems is not None:
             check_shape(description.ems, tuple(sample.shape[1:]))
         self._check_level(place, sample)
-        plan = self._course.plan(place, self._table.nodes, eta)
+        plan = self._evaluations.plan(place, self._table.nodes, eta)
         self._tell(place, called(plan))
-        run = Drive(
+        run = PlanRun(
             plan,
             description.prediction,
             sample,
@@ -275,11 +284,13 @@ class Stepping:
 
         Pipelines iterate over views of ``timesteps``, so that values written in place are seen.
         """
-        assert self._course is not None and self._table is not None
+        assert self._evaluations is not None and self._table is not None
         if list(nodes) != self._table.nodes[begin:]:
             if nodes[0] != self._table.nodes[begin]:
                 raise ValueError(
                     "sample belongs to a run whose timesteps another run has changed since: let "
                     "each of them have a copy of the scheduler"
                 )
-            self._table.rewrite(begin, nodes, self._course.told(nodes), self._course.levels(nodes))
+            self._table.rewrite(
+                begin, nodes, self._evaluations.told(nodes), self._evaluations.levels(nodes)
+            )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, NoiseSchedule
 
-from .config.sigma_models import SigmaModel
-from .timesteps.flow import shifted
-from .timesteps.sigma import training_levels
+from ..config.sigma_models import SigmaModel
+from ..timesteps.flow import shifted
+from ..timesteps.sigma import training_levels
 
 
 def training_table(config: Mapping[str, Any], schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

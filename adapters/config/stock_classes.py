@@ -15,7 +15,7 @@ from typing import Any
 
 import diffusers
 
-from .keys import MODEL_KEYS, defaults, handed_back
+from .known_keys import MODEL_KEYS, defaults, handed_back
 from .store import same
 
 # Classes whose configs say everything about the model, and whose pipelines keep to the common

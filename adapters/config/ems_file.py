@@ -19,7 +19,7 @@ from logsnr.solvers.ems import check_event
 from logsnr.solvers.grids import node_at
 
 if TYPE_CHECKING:
-    from .timesteps.layout import Layout
+    from ..timesteps.layout import Layout
 
 # safetensors under another suffix: a folder with a *.safetensors file is one of weights to
 # diffusers, which downloads no other file of it but its config.json.

@@ -12,7 +12,7 @@ from logsnr.solvers import Node
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.running import version
 
-from .config.description import Description
+from ..config.description import Description
 
 
 class StepOutput(SchedulerOutput):

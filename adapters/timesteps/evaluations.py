@@ -16,9 +16,9 @@ from logsnr.solvers import DiscreteVP, Node, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
 
 from ..config.description import Description
+from ..config.ems_file import check_fits
 from ..config.solver_options import solver_options, table_changes
 from ..config.store import Config
-from ..ems_file import check_fits
 from ..plans import nfe_through, plan_for, steps_spent
 from .layout import Layout, layout
 
@@ -27,7 +27,7 @@ STEPS_OF_TWO = ("heun", "dpm2")
 
 
 @dataclass(frozen=True)
-class Course:
+class Evaluations:
     """What is evaluated from the first timestep on.
 
     Attributes
@@ -109,15 +109,15 @@ def lay_out(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     mu: float | None = None,
-) -> Course:
-    """The course of ``n`` evaluations, or of those that are listed; see `layout`.
+) -> Evaluations:
+    """``n`` evaluations, or those that are listed; see `layout`.
 
     Raises ValueError naming the argument or the key of the config that is wrong.
     """
     schedule, solver = description.schedule, description.solver
     result = layout(config, schedule, solver, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if solver not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
-        return course(config, description, result)
+        return evaluations_through(config, description, result)
     _check(description, result)
     n = len(result.timesteps)
     options = solver_options(description.method, n, n, 0.0)
@@ -126,17 +126,17 @@ def lay_out(
     for count in range(steps, n + 1):
         whole = layout(config, schedule, solver, count, mu=mu)
         try:
-            return course(config, description, result, whole)
+            return evaluations_through(config, description, result, whole)
         except ValueError:
             if count == n:
                 raise
     raise AssertionError("a run has at least as many evaluations as steps")
 
 
-def course(
+def evaluations_through(
     config: Config, description: Description, result: Layout, whole: Layout | None = None
-) -> Course:
-    """The course through the nodes of ``result``, or by ``whole`` from the first of them."""
+) -> Evaluations:
+    """The evaluations through the nodes of ``result``, or by ``whole`` from the first of them."""
     _check(description, result)
     whole, n, solver = whole or result, len(result.timesteps), description.solver
     if result.listed is not None:
@@ -149,17 +149,19 @@ def course(
                 f"through all of them: {error}"
             ) from error
     plan = plan_through(description, whole.nodes, n, n)
-    return Course(config, description, result, whole, called(plan))
+    return Evaluations(config, description, result, whole, called(plan))
 
 
-def training_course(config: Config, description: Description, timesteps: Sequence[float]) -> Course:
-    """The course through all ``timesteps`` of training, an evaluation at each of them.
+def evaluations_of_training(
+    config: Config, description: Description, timesteps: Sequence[float]
+) -> Evaluations:
+    """Those through all ``timesteps`` of training, one at each of them.
 
     It is a rule, not a list of the user: solvers with several evaluations a step take larger ones.
     """
     result = layout(config, description.schedule, description.solver, None, timesteps=timesteps)
     result = replace(result, listed=None)
-    return Course(config, description, result, result, result.nodes[:-1])
+    return Evaluations(config, description, result, result, result.nodes[:-1])
 
 
 def _check(description: Description, result: Layout) -> None:

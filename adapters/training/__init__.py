@@ -1,0 +1,1 @@
+"""What training scripts read and call of a scheduler."""
