@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from logsnr.benchmarks.embedded.diffusion_model import NULL_LABEL, load_scheduler, load_unet
 from logsnr.solvers import Denoiser, DiscreteVP, make_plan, sample_parallel
-from logsnr.solvers.parallel.shared import ranks, share
+from logsnr.solvers.parallel import share
+from logsnr.solvers.processes import ranks
 from logsnr.solvers.requests import evaluator
 
 

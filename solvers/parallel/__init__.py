@@ -2,5 +2,6 @@
 
 from .picard import ParallelStats, Sweep, picard
 from .sampling import sample_parallel
+from .sharing import share
 
-__all__ = ["ParallelStats", "Sweep", "picard", "sample_parallel"]
+__all__ = ["ParallelStats", "Sweep", "picard", "sample_parallel", "share"]

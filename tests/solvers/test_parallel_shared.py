@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import pytest
 import torch
 from places import ROOT
 from safetensors.torch import load_file
-from shared_worker import PLAN, halve, play, states
+from several_ranks import ended, seen, start_ranks
+from shared_sweeps import PLAN, errors, halve, rank_0_is_killed, rank_1_hangs, states
 
-from logsnr.solvers.parallel.shared import Ranks, ranks, share
+from logsnr.solvers.parallel import share
+from logsnr.solvers.processes import Ranks
 
 EXAMPLE = ROOT / "docs" / "examples" / "parallel_devices.py"
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-
-
-def start_ranks(scenario: str, folder: Path, timeout: float = 25) -> list[BaseProcess]:
-    """Two ranks of shared_worker.py with the environment that torchrun sets.
-
-    They are forked from a process that has imported everything once.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["logsnr.solvers.parallel.shared"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = []
-    for rank in range(2):
-        environment = address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        arguments = (scenario, timeout, environment, folder / f"{scenario}-{rank}")
-        processes.append(context.Process(target=play, args=arguments))
-        processes[-1].start()
-    return processes
-
-
-def ended(processes: Sequence[BaseProcess], within: float = 120) -> list[int | None]:
-    """How each ended within so many seconds; none may outlive the test."""
-    deadline = time.monotonic() + within
-    try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        return [process.exitcode for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def seconds_to_notice(text: str) -> float:
@@ -84,9 +49,8 @@ def test_two_ranks_of_torchrun_give_the_bits_of_one_process(tmp_path, monkeypatc
 
 @pytest.mark.distributed
 def test_errors_disagreements_and_a_killed_rank_reach_the_other(tmp_path) -> None:
-    assert ended(start_ranks("errors", tmp_path)) == [0, -signal.SIGKILL]
-    for rank in range(2):
-        failed, start, sweep, lost = (tmp_path / f"errors-{rank}").read_text().splitlines()
+    assert ended(start_ranks(errors, tmp_path)) == [0, -signal.SIGKILL]
+    for rank, (failed, start, sweep, lost) in enumerate(seen(tmp_path)):
         assert "rank 1 failed at sweep 1: ValueError: no memory left in this test" in failed
         assert failed.endswith("cause None") == (rank == 0)
         assert f"the start: rank {1 - rank} works on other data" in start
@@ -97,19 +61,19 @@ def test_errors_disagreements_and_a_killed_rank_reach_the_other(tmp_path) -> Non
 
 @pytest.mark.distributed
 def test_rank_0_is_missed_though_it_keeps_the_store(tmp_path) -> None:
-    assert ended(start_ranks("kill", tmp_path)) == [-signal.SIGKILL, 0]
-    text = (tmp_path / "kill-1").read_text()
+    assert ended(start_ranks(rank_0_is_killed, tmp_path)) == [-signal.SIGKILL, 0]
+    (text,) = seen(tmp_path)[1]
     assert "sweep 2: lost rank 0" in text and seconds_to_notice(text) < 30
 
 
 @pytest.mark.distributed
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(tmp_path) -> None:
-    processes = start_ranks("stop", tmp_path, timeout=2)
+    processes = start_ranks(rank_1_hangs, tmp_path, timeout=2)
     try:
         assert ended(processes[:1]) == [0]
     finally:
         processes[1].kill()
-    text = (tmp_path / "stop-0").read_text()
+    (text,) = seen(tmp_path)[0]
     assert "sweep 2: lost rank 1, which did not arrive" in text and seconds_to_notice(text) < 30
 
 
@@ -131,19 +95,8 @@ def test_chunks_depend_on_the_number_of_groups_alone(count: int) -> None:
         assert count < 8 or max(share_of) - min(share_of) <= 1
 
 
-def test_one_process_needs_no_process_group_and_sets_its_threads_back() -> None:
-    before = torch.get_num_threads()
-    with ranks(threads=before + 1) as here:
-        assert (here.rank, here.size) == (0, 1)
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-
-
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="parts=1"):
         share(halve, Ranks(size=2), PLAN, states(), parts=1)
-    for wrong in ({"timeout": 0.0}, {"threads": 0}):
-        with pytest.raises(ValueError, match=str(next(iter(wrong)))), ranks(**wrong):
-            pass
     with pytest.raises(ValueError, match=r"shape \(1, 3\)"):
         share(lambda x, times: x[0, :1], Ranks(), PLAN, states())(states(), [0.5] * 10)

@@ -1,21 +1,17 @@
-"""One rank of tests/solvers/test_parallel_shared.py, in a process of its own.
-
-It writes down what it saw; the test reads that.
-"""
+"""What the ranks of tests/solvers/test_parallel_shared.py do; see several_ranks."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
+from collections.abc import Generator, Sequence
 
 import torch
 
 from logsnr.solvers import VPLinear, make_plan
-from logsnr.solvers.parallel.shared import RankError, Ranks, ranks, share
+from logsnr.solvers.parallel import share
+from logsnr.solvers.processes import RankError, Ranks
 from logsnr.solvers.requests import Batch, drive_batches
 
 PLAN = make_plan("ddim", VPLinear(), nfe=10)
@@ -89,16 +85,17 @@ def killed(here: Ranks, lost: int, how: signal.Signals = signal.SIGKILL) -> None
         print(f"{here.rank}: after {time.monotonic() - started:.1f} s {error}", flush=True)
 
 
-def play(scenario: str, timeout: float, environment: Mapping[str, str], seen: Path) -> None:
-    """Take part in a scenario as the rank that the environment names, as torchrun sets it."""
-    os.environ.update(environment)
-    with seen.open("w") as file, redirect_stdout(file), ranks(timeout=timeout) as here:
-        if scenario == "errors":
-            raises_on_rank_1(here)
-            other_start(here)
-            drifted(here)
-            killed(here, lost=1)
-        elif scenario == "kill":
-            killed(here, lost=0)
-        elif scenario == "stop":
-            killed(here, lost=1, how=signal.SIGSTOP)
+def errors(here: Ranks) -> None:
+    """All that can go wrong, one after the other."""
+    raises_on_rank_1(here)
+    other_start(here)
+    drifted(here)
+    killed(here, lost=1)
+
+
+def rank_0_is_killed(here: Ranks) -> None:
+    killed(here, lost=0)
+
+
+def rank_1_hangs(here: Ranks) -> None:
+    killed(here, lost=1, how=signal.SIGSTOP)
