@@ -26,7 +26,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,10 +123,21 @@ class Plan:
     solver: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     consistent: bool = True
+    # What `segments` makes of the plan, which lives as long as the plan itself.
+    compiled: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
         validate(self)
+
+    def __copy__(self) -> Plan:
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: Any) -> Plan:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "compiled": {}}
 
     @cached_property
     def evaluated(self) -> tuple[int, ...]:
@@ -151,8 +161,9 @@ class Plan:
 
     @cached_property
     def numeric(self) -> bool:
-        """Whether every coefficient is a plain number (False: some are tensors)."""
-        return not any(isinstance(c, Tensor) for row in self.rows for c in _numbers(row))
+        """Whether every coefficient is a single number that needs no gradient."""
+        numbers = (c for row in self.rows for c in _numbers(row))
+        return not any(isinstance(c, Tensor) and (c.ndim > 0 or c.requires_grad) for c in numbers)
 
     @property
     def requires_grad(self) -> bool:
@@ -162,22 +173,26 @@ class Plan:
         )
 
     def coefficients(self) -> Tensor:
-        """All A's and B's as one flat float64 tensor, row by row (plain-number plans only)."""
+        """All A's and B's as one flat float64 tensor, row by row (of `numeric` plans only)."""
         if not self.numeric:
-            raise ValueError("coefficients() needs a plan whose coefficients are plain numbers")
-        flat = [c for row in self.rows for c in row.coefficients()]
+            raise ValueError(
+                "coefficients() needs a plan whose coefficients are plain numbers: of one that is "
+                "being fitted, detach() the values given to with_coefficients"
+            )
+        flat = [float(c) for row in self.rows for c in row.coefficients()]
         return torch.tensor(flat, dtype=torch.float64)
 
     def with_coefficients(self, values: Tensor) -> Plan:
         """The same plan with its A's and B's replaced by the entries of ``values``.
 
         ``values`` has the layout of ``coefficients()`` and may require grad, so that a plan can
-        be fitted to a model; the result is then not held to the identities.
+        be fitted to a model; the result is then not held to the identities. Values that need no
+        grad are copied, and the result runs as any other plan does.
         """
         count = sum(len(row.coefficients()) for row in self.rows)
         if values.shape != (count,):
             raise ValueError(f"values has shape {tuple(values.shape)}: need ({count},)")
-        entries = iter(values.unbind())
+        entries = iter((values if values.requires_grad else values.clone()).unbind())
         rows = [
             replace(
                 row,
@@ -190,9 +205,8 @@ class Plan:
 
     def labelled(self, solver: str, options: Mapping[str, Any]) -> Plan:
         """The same plan with a note of where it came from; its rows are not validated again."""
-        plan = copy(self)
-        object.__setattr__(plan, "solver", solver)
-        object.__setattr__(plan, "options", dict(options))
+        plan = object.__new__(Plan)
+        plan.__dict__.update(self.__dict__, solver=solver, options=dict(options))
         return plan
 
     def start(

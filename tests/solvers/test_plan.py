@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy, deepcopy
 from dataclasses import replace
 from itertools import product
 
@@ -297,7 +298,31 @@ def test_values_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"values has shape \(2,\): need \(6,\)"):
         plan.with_coefficients(torch.zeros(2))
     with pytest.raises(ValueError, match="plain numbers"):
-        plan.with_coefficients(plan.coefficients()).coefficients()
+        plan.with_coefficients(plan.coefficients().requires_grad_()).coefficients()
+
+
+def test_a_fitted_plan_without_gradients_is_a_plan_of_numbers(tmp_path):
+    plan = make_plan("unipc", SCHEDULES["vp_linear"], nfe=NFE)
+    values = (plan.coefficients() * 1.01).requires_grad_()
+    fitted = plan.with_coefficients(values.detach())
+    expected = values.detach().clone()
+    assert not plan.with_coefficients(values).numeric and fitted.numeric
+    with torch.no_grad():
+        values.zero_()  # what it was fitted with goes on changing, the plan does not
+    assert torch.equal(fitted.coefficients(), expected)
+    fitted.save(tmp_path / "plan.safetensors")
+    loaded = Plan.load(tmp_path / "plan.safetensors")
+    assert loaded.numeric and torch.equal(loaded.coefficients(), expected)
+    denoise, x = exact_denoiser(GAUSSIAN, SCHEDULES["vp_linear"]), normal(3, 4)
+    assert torch.equal(sample(denoise, x, loaded), sample(denoise, x, fitted))
+
+
+def test_a_copy_of_a_plan_is_itself_and_a_label_makes_another():
+    plan = make_plan("ddim", SCHEDULES["vp_linear"], nfe=3)
+    assert copy(plan) is plan and deepcopy([plan])[0] is plan
+    other = plan.labelled("other", {"a": 1})
+    assert (other.solver, other.options, other.rows) == ("other", {"a": 1}, plan.rows)
+    assert plan.solver == "ddim"
 
 
 def test_stochastic_plans_say_so():
