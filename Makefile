@@ -19,10 +19,10 @@ lint: $(VENV)/.installed-dev build/mypy/logsnr
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Times of PlanScheduler's methods beside diffusers', in pairs of which the ratio counts.
+# Times beside diffusers' or of what cannot be avoided, in pairs of which the ratio counts; CPU time of one thread.
 bench: $(VENV)/.installed-test
-	$(BIN)/pytest -q tests/speed/bench_scheduler.py --benchmark-warmup=on --benchmark-max-time=0.2 \
-		--benchmark-columns=median,rounds
+	$(BIN)/pytest -q tests/speed/bench_*.py --benchmark-warmup=on --benchmark-max-time=0.2 \
+		--benchmark-timer=time.process_time --benchmark-columns=median,rounds
 
 # The pages of docs/ as a site, in site/; `.venv/bin/mkdocs serve` shows it while it is written.
 docs: $(VENV)/.installed-docs build/mypy/logsnr

@@ -114,7 +114,7 @@ def sample_adaptive(
     check_start(x_T, denoise)
     process = adaptive(
         schedule,
-        x_T,
+        x_T.clone(),  # which an attempt may start from again, and which is the caller's
         denoise.prediction if isinstance(denoise, Denoiser) else "sample",
         order=order,
         space=space,

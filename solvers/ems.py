@@ -280,7 +280,7 @@ def check_event(shape: tuple[int, ...], event: tuple[int, ...]) -> None:
 def _float64(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}={value!r}: need a tensor")
-    return value.detach().to("cpu", torch.float64)
+    return value.detach().to("cpu", torch.float64, copy=True)
 
 
 def _check_grid(lam: Tensor) -> None:

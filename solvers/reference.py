@@ -57,6 +57,7 @@ def reference_solution(
     Raises ValueError for bad input before the network is called.
     """
     check_start(x_T, denoise)
+    x_T = x_T.clone()  # two runs start from it, and it is the caller's
     from torchdiffeq import odeint
 
     start = schedule.t_start if t_start is None else float(t_start)

@@ -56,9 +56,9 @@ def run(
     """Generator over the evaluations of ``plan`` from the start state x (B, *event).
 
     Send it the network's output, which is of type ``prediction``. States and history are kept in
-    float32 or better; every state handed out has x's dtype. x itself is not handed out, nor is any
-    state that is still needed once its evaluation is over: what becomes of those tensors then does
-    not touch the run.
+    float32 or better; every state handed out has x's dtype. x itself is neither kept nor handed
+    out, nor is any state still needed once its evaluation is over: what becomes of those tensors
+    then does not touch the run.
 
     An edit of a state is transported to the other states that the plan still needs (the corrected
     state of a predictor-corrector, the start of a singlestep block) along the linear part of the
@@ -66,7 +66,8 @@ def run(
     corrector does not undo it (see `edits`).
     """
     check_prediction(prediction)
-    executor = executor_for(plan, x, prediction, differentiable=differentiable)
+    # One copy is the run's own, one is handed out: x is the caller's.
+    executor = executor_for(plan, x.clone(), prediction, differentiable=differentiable)
     return proceed(executor, x.clone(), noise_source(noise))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import NFE, SCHEDULES, deterministic_cases, normal
+from cases import NFE, SCHEDULES, normal
+from topologies import REGULAR, topology_cases
 
 from logsnr.solvers import make_plan, run
 
@@ -31,10 +32,10 @@ def smooth(x, node):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_a_copy_is_no_edit(name, options, dtype, differentiable):
     """States that come back as other tensors with the same values change no bit of the sample."""
-    plan = make_plan(name, SCHEDULE, nfe=NFE, **options)
+    plan = make_plan(name, **REGULAR, **options)
     x, kept = normal(*SHAPE).to(dtype), {"differentiable": differentiable}
     copies = dict.fromkeys(range(plan.nfe), torch.clone)
     assert torch.equal(driven(plan, smooth, x, copies, **kept), driven(plan, smooth, x, **kept))

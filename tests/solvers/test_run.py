@@ -17,6 +17,7 @@ from cases import (
     solver_cases,
     start_states,
 )
+from topologies import topology_cases
 
 from logsnr.benchmarks.problems.analytic import Network, exact_denoiser
 from logsnr.solvers import (
@@ -150,7 +151,7 @@ def drive_with_edits(plan, edit, *, differentiable):
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_edits_in_place_and_by_assignment_agree_and_take_effect(name, options, differentiable):
     plan = plan_of(name, options)
     shift = normal(*X.shape, seed=9)
@@ -175,7 +176,7 @@ def test_edits_in_place_and_by_assignment_agree_and_take_effect(name, options, d
         assert (assigned - untouched).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_restarting_from_a_state_is_an_edit_that_solvers_carry_on(name, options):
     """Put the exact solution into every state: the last step then starts on the exact path."""
     plan = plan_of(name, options)
@@ -192,7 +193,7 @@ def test_restarting_from_a_state_is_an_edit_that_solvers_carry_on(name, options)
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_an_edit_moves_the_sample_along_the_linear_part(name, options, differentiable):
     """With constant predictions of x0 (eps), a shift of x_s is one of x_t by sigma_t / sigma_s
     (alpha_t / alpha_s), whatever other states the plan was holding.
@@ -290,7 +291,7 @@ def test_noise_has_the_variance_that_the_plan_states():
 # independence
 
 
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_a_batch_element_does_not_see_its_batch(name, options):
     plan = plan_of(name, options)
     together = sample(DENOISE, X, plan)

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from cases import GAUSSIAN, Options, normal, solver_cases
+from cases import GAUSSIAN, Options, normal
+from topologies import FROM_PURE_NOISE, topology_cases
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.k_diffusion import SAMPLERS, from_k_diffusion, to_k_diffusion
@@ -66,9 +67,9 @@ def assert_the_same(run: Callable, clean: Denoiser, dirty: Denoiser, dtype=torch
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize(("name", "options"), solver_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases(FROM_PURE_NOISE, stochastic=True))
 def test_a_network_may_write_to_its_input(name: str, options: Options, write: str):
-    plan = make_plan(name, FLOW, nfe=12, **options)
+    plan = make_plan(name, **FROM_PURE_NOISE, **options)
     clean, dirty = denoisers(WRITES[write])
     assert_the_same(lambda denoise, x: sample(denoise, x, plan, noise=SEEDS), clean, dirty)
 
@@ -201,9 +202,9 @@ def test_the_callback_sees_the_state_and_its_edits_stay_edits():
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("name", "options"), solver_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases(FROM_PURE_NOISE, stochastic=True))
 def test_a_state_that_a_callback_was_handed_may_be_overwritten_later(name, options, differentiable):
-    plan = make_plan(name, FLOW, nfe=12, **options)
+    plan = make_plan(name, **FROM_PURE_NOISE, **options)
     clean, _ = denoisers(WRITES["all"])
     handed: list[torch.Tensor] = []
 
