@@ -13,7 +13,7 @@ import argparse
 import torch
 from safetensors.torch import save_file
 
-from logsnr.benchmarks.embedded.diffusion_model import NULL_LABEL, load_scheduler, load_unet
+from logsnr.benchmarks.embedded import NULL_LABEL, load_scheduler, load_unet
 from logsnr.solvers import Denoiser, DiscreteVP, make_plan, sample_parallel
 from logsnr.solvers.parallel import share
 from logsnr.solvers.processes import ranks

@@ -15,11 +15,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from logsnr.benchmarks.embedded import (
     CLASSIFIER_FOLDER,
+    EMBEDDED_MODELS,
     MODEL_FOLDER,
     NULL_LABEL,
-    FeatureNetwork,
     classifier_metadata,
     condition,
+    embedded_model,
     load_classifier,
     load_feature_network,
     load_pipeline,
@@ -28,7 +29,8 @@ from logsnr.benchmarks.embedded import (
     load_scheduler_config,
     load_unet,
 )
-from logsnr.benchmarks.embedded.digit_classifier import STATISTICS_FILE, WEIGHTS_FILE
+from logsnr.benchmarks.embedded.classifiers import WEIGHTS_FILE
+from logsnr.benchmarks.embedded.models import STATISTICS_FILE
 from logsnr.benchmarks.metrics.distances import fid
 
 
@@ -149,6 +151,38 @@ def test_the_stock_pipeline_runs(arguments):
     assert images.min() >= 0 and images.max() <= 1 and images.std() > 0
 
 
+# One interface
+
+
+def test_models_are_found_by_name():
+    assert EMBEDDED_MODELS and all(embedded_model(name).name == name for name in EMBEDDED_MODELS)
+    with pytest.raises(ValueError, match="'digit'.*did you mean 'digits'"):
+        embedded_model("digit")
+
+
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_denoiser_and_the_hooked_network_predict_alike(name, guidance):
+    model = embedded_model(name)
+    unet, hooked = model.load_unet(), model.load_unet()
+    labels = model.turns(3, 2)
+    model.condition(hooked, labels, guidance_scale=guidance)
+    denoise = model.denoiser(labels, guidance=guidance, network=unet)
+    x = model.starts(2, seed=5)
+    t = denoise.schedule.time(torch.tensor(-0.5, dtype=torch.float64))
+    out = denoise.evaluate(x, t)
+    truth = hooked(x, denoise.network_time(t).to(x)).sample
+    assert torch.allclose(out, truth, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_a_label_belongs_to_the_number_of_a_sample(name):
+    model = embedded_model(name)
+    together = model.turns(0, 40)
+    assert torch.equal(together, torch.cat([model.turns(i, 8) for i in range(0, 40, 8)]))
+    assert (together != model.null_label).all() and together.max() < model.labels
+
+
 # Classifier and features
 
 
@@ -180,7 +214,7 @@ def test_the_statistics_belong_to_the_weights():
 
 def test_the_reference_statistics_are_moments():
     statistics = load_reference_statistics()
-    assert statistics.count == 5000 and statistics.features == FeatureNetwork.metric_name
+    assert statistics.count == 5000 and statistics.features == load_feature_network().metric_name
     assert statistics.sum.shape == (load_feature_network().num_features,)
     assert torch.linalg.eigvalsh(statistics.covariance).min() > 0
 

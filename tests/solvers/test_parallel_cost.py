@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import MIXTURE, normal
 
-from logsnr.benchmarks.embedded.diffusion_model import NULL_LABEL, load_scheduler, load_unet
+from logsnr.benchmarks.embedded import NULL_LABEL, load_scheduler, load_unet
 from logsnr.benchmarks.problems.analytic import Mixture, exact_denoiser
 from logsnr.solvers import Denoiser, DiscreteVP, VPLinear, make_plan
 from logsnr.solvers.parallel import ParallelStats, sample_parallel

@@ -1,0 +1,66 @@
+"""What can be asked of an embedded face, and the integer that says it to the network.
+
+A label is a number in mixed radix: one place for each attribute of ATTRIBUTES, 0 where it is left
+open and 1, 2, ... for its values in turn. Label 0 leaves everything open: the null label.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "background": ("blue", "purple", "lavender", "pink", "peach"),
+    "skin": ("light", "medium", "tan", "dark"),
+    "clothing": ("blue", "green", "red", "yellow"),
+    "hair": ("short", "long"),
+    "glasses": ("no", "yes"),
+    "hat": ("no", "yes"),
+}
+NUM_LABELS = math.prod(len(values) + 1 for values in ATTRIBUTES.values())
+
+
+def face_label(**attributes: str) -> int:
+    """The label of a face with these attributes; those not given are left open.
+
+    `face_label(hair="long", glasses="yes")`. Raises ValueError for an attribute or a value that
+    ATTRIBUTES has not.
+    """
+    unknown = sorted(attributes.keys() - ATTRIBUTES.keys())
+    if unknown:
+        raise ValueError(f"no attribute is called {unknown[0]!r}; there are {list(ATTRIBUTES)}")
+    label = 0
+    for name, values in ATTRIBUTES.items():
+        value = attributes.get(name)
+        if value is not None and value not in values:
+            raise ValueError(f"{name} is {value!r}; it must be one of {values}")
+        label = label * (len(values) + 1) + (0 if value is None else 1 + values.index(value))
+    return label
+
+
+def face_attributes(label: int) -> dict[str, str]:
+    """The attributes that a label sets: the inverse of `face_label`."""
+    if not 0 <= label < NUM_LABELS:
+        raise ValueError(f"label is {label}; it must be in 0..{NUM_LABELS - 1}")
+    places = split_labels(torch.tensor([label]))[0].tolist()
+    named = zip(ATTRIBUTES.items(), places, strict=True)
+    return {name: values[place - 1] for (name, values), place in named if place > 0}
+
+
+def split_labels(labels: Tensor) -> Tensor:
+    """The places (B, 6) of labels (B,), in the order of ATTRIBUTES: 0 for open, 1 for the first."""
+    places = []
+    for values in reversed(ATTRIBUTES.values()):
+        places.append(labels % (len(values) + 1))
+        labels = labels // (len(values) + 1)
+    return torch.stack(places[::-1], dim=-1)
+
+
+def join_labels(places: Tensor) -> Tensor:
+    """The labels (B,) of places (B, 6): the inverse of `split_labels`."""
+    labels = torch.zeros_like(places[..., 0])
+    for index, values in enumerate(ATTRIBUTES.values()):
+        labels = labels * (len(values) + 1) + places[..., index]
+    return labels
