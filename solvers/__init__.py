@@ -4,13 +4,13 @@ from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .bibliography import cite
 from .custom import CustomSchedule
 from .denoiser import Denoiser
-from .ems import EMS
-from .ems_verdict import Verdict
-from .estimation import check_ems, estimate_ems, estimation
 from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
 from .location_fit import FittedLocation, fit_location
 from .logistic import default_location
+from .model_statistics import check_ems, estimate_ems, estimation
+from .model_statistics.ems import EMS
+from .model_statistics.verdict import Verdict
 from .parallel import ParallelStats, sample_parallel
 from .plan import DATA, NOISE, Node, Noise, Plan, Row, Target
 from .prediction import PREDICTIONS

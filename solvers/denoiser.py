@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditions import repeated
+from .condition_rows import repeated
 from .edits import version
 from .grids import node_at
 from .guidance import ClassifierFree, unwrap

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditions import joined
+from .condition_rows import joined
 
 Network = Callable[..., Any]
 

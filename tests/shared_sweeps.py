@@ -1,4 +1,4 @@
-"""What the ranks of tests/solvers/test_parallel_shared.py do; see several_ranks."""
+"""What the ranks of tests/solvers/test_parallel_sharing.py do; see several_ranks."""
 
 from __future__ import annotations
 

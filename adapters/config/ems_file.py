@@ -15,8 +15,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from logsnr.solvers import EMS, NoiseSchedule
-from logsnr.solvers.ems import check_event
 from logsnr.solvers.grids import node_at
+from logsnr.solvers.model_statistics.ems import check_event
 
 if TYPE_CHECKING:
     from ..timesteps.layout import Layout

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from logsnr.solvers import FlowMatching
-from logsnr.solvers.estimation import OWN_NFE, estimation
-from logsnr.solvers.estimation.check import EVALUATIONS, MOST_STARTS
-from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
+from logsnr.solvers.model_statistics import OWN_NFE, estimation
+from logsnr.solvers.model_statistics.contest import EVALUATIONS, MOST_STARTS
+from logsnr.solvers.model_statistics.derivatives import RIPPLE_STEP
 
 from .algorithm import Algorithm, Loop, Process
 

@@ -161,7 +161,7 @@ def print_table(found: EMS) -> None:
     from rich.table import Table
 
     from logsnr.benchmarks.studies.ems import medians
-    from logsnr.solvers.ems import DEGENERATE
+    from logsnr.solvers.model_statistics.ems import DEGENERATE
 
     report = Table(
         title=f"{found.about['samples']} samples, {len(found.lam)} nodes, event {found.event}",

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from logsnr.solvers import EMS
-from logsnr.solvers.ems import DEGENERATE
+from logsnr.solvers.model_statistics.ems import DEGENERATE
 
 PLOT = "ems.png"
 FEW = 6  # coordinates that get a line each; more are shown by their quantiles

@@ -16,7 +16,7 @@ from logsnr.benchmarks.embedded import load_unet
 from logsnr.benchmarks.harness.comparison import DIGITS, Problem, schedule
 from logsnr.benchmarks.harness.pipeline_runs import DTYPES, EMBEDDED, open_pipeline
 from logsnr.solvers import EMS, estimate_ems
-from logsnr.solvers.ems import DEGENERATE
+from logsnr.solvers.model_statistics.ems import DEGENERATE
 from logsnr.solvers.progress import Show
 
 EVENT = (1, 28, 28)

@@ -41,9 +41,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ems import EMS
-from ..ems_integrals import Integrals, closed, quadratures, trapezoids
 from ..grids import Grid, node_at
+from ..model_statistics.ems import EMS
+from ..model_statistics.integrals import Integrals, closed, quadratures, trapezoids
 from ..plan import DATA, Coefficient, Node, Plan, Target
 from ..registry import check_choice, check_order, count_steps, solver
 from .multistep import Corrector, Predictor, Step, multistep

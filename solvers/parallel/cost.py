@@ -30,8 +30,8 @@ from ..noise import noise_source
 from ..plan import Plan
 from ..requests import drive_batches, evaluator
 from .options import check_options
-from .picard import ParallelStats, picard
 from .stand_in import stand_in, without_tensors
+from .sweeps import ParallelStats, picard
 
 SPREAD = (0.4, 1.5)
 """Actual sweeps and evaluations lie between these multiples of the predicted ones: 0.4 to 0.8 as a

@@ -16,7 +16,7 @@ from ..progress import progress_bar
 from ..requests import Evaluate, drive_batches, evaluator
 from .cost import predict, warn_if_slower
 from .options import check_options
-from .picard import Init, ParallelStats, Sweep, picard
+from .sweeps import Init, ParallelStats, Sweep, picard
 from .system import system
 
 

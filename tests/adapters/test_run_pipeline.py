@@ -39,8 +39,8 @@ from logsnr.solvers import (
     sample_adaptive,
 )
 from logsnr.solvers.adaptive import AdaptiveStats
-from logsnr.solvers.estimation import estimate_ems
 from logsnr.solvers.grids import Grid, node_at
+from logsnr.solvers.model_statistics import estimate_ems
 from logsnr.solvers.requests import Batch
 
 STEPS = 6

@@ -30,7 +30,7 @@ from logsnr.solvers import (
     run,
     sample,
 )
-from logsnr.solvers.ems_integrals import closed, quadratures, trapezoids
+from logsnr.solvers.model_statistics.integrals import closed, quadratures, trapezoids
 
 SCHEDULE = VPLinear()
 LAMS = [-5.0, -3.3, -0.7, 0.4, 0.45, 4.5]
@@ -117,7 +117,7 @@ def test_trapezoids_approach_the_integrals_with_order_two():
 def test_blocks_of_coordinates_are_independent(monkeypatch):
     ems = on_schedule(48, 3, 5)
     whole = quadratures(ems, LAMS[:3], 3), trapezoids(ems, [0, 7, 48], 3)
-    monkeypatch.setattr("logsnr.solvers.ems_integrals.BLOCK", 4)
+    monkeypatch.setattr("logsnr.solvers.model_statistics.integrals.BLOCK", 4)
     parts = quadratures(ems, LAMS[:3], 3), trapezoids(ems, [0, 7, 48], 3)
     for one, two in zip(whole, parts, strict=True):
         for a, b in zip(one.spans, two.spans, strict=True):

@@ -26,9 +26,9 @@ from logsnr.solvers import (
     make_plan,
     sample,
 )
-from logsnr.solvers.estimation.check import NFE, ORDERS, number_of_starts
-from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
-from logsnr.solvers.estimation.memory import bytes_of
+from logsnr.solvers.model_statistics.contest import NFE, ORDERS, number_of_starts
+from logsnr.solvers.model_statistics.derivatives import RIPPLE_STEP
+from logsnr.solvers.model_statistics.memory import bytes_of
 from logsnr.solvers.requests import drive_batches, evaluator
 
 ENDS = {"t_start": 1.0, "t_end": 1e-3}
@@ -377,7 +377,7 @@ def test_the_bytes_of_a_call_follow_the_network():
 
 def test_forward_mode_through_layers_is_theirs():
     """Rules of our own for layers that are linear in their input: against torch's, bit for bit."""
-    from logsnr.solvers.estimation.probes import _jvp
+    from logsnr.solvers.model_statistics.probes import _jvp
 
     class Network(torch.nn.Module):
         def __init__(self):

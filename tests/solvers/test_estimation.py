@@ -28,13 +28,12 @@ from logsnr.solvers import (
     estimation,
     make_plan,
 )
-from logsnr.solvers.estimation import records
-from logsnr.solvers.estimation.data import data_of, event_of
-from logsnr.solvers.estimation.derivatives import RIPPLE_STEP
-from logsnr.solvers.estimation.probes import (
-    Path as LambdaPath,
-)
-from logsnr.solvers.estimation.probes import (
+from logsnr.solvers.grids import node_at
+from logsnr.solvers.model_statistics import accumulators as records
+from logsnr.solvers.model_statistics.derivatives import RIPPLE_STEP
+from logsnr.solvers.model_statistics.moments import estimate, merge, moments, with_slopes
+from logsnr.solvers.model_statistics.probes import Path as LambdaPath
+from logsnr.solvers.model_statistics.probes import (
     Probe,
     Steps,
     derivative_by_difference,
@@ -43,8 +42,7 @@ from logsnr.solvers.estimation.probes import (
     jacobian_by_jvp,
     velocity,
 )
-from logsnr.solvers.estimation.statistics import estimate, merge, moments, with_slopes
-from logsnr.solvers.grids import node_at
+from logsnr.solvers.model_statistics.samples import data_of, event_of
 from logsnr.solvers.requests import drive_batches, evaluator
 
 RANGES = {"vp_linear": (1.0, 1e-3), "vp_discrete": (1.0, 1e-3), "edm": (80.0, 0.01)}

@@ -35,7 +35,7 @@ from logsnr.solvers import (
 from logsnr.solvers.noise import noise_source
 from logsnr.solvers.parallel import Sweep, picard
 from logsnr.solvers.parallel.acceptance import Changes, errors_left, settled, variances
-from logsnr.solvers.parallel.picard import Evaluated, measured
+from logsnr.solvers.parallel.sweeps import Evaluated, measured
 
 SCHEDULE = VPLinear()
 MODES: tuple[dict[str, Any], ...] = (

@@ -32,14 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ems import EMS
 from ..plan import Node
 from ..requests import Batch
-from .data import Data, signs_and_noise
+from .accumulators import Records, State, block_size, read_settings
+from .ems import EMS
+from .moments import RECORD, Estimate, Level, estimate, merge, moments, with_slopes
 from .probes import Measured, Path, Probe, SampleBatch, columns
-from .records import Records, State, block_size, read_settings
+from .samples import Data, signs_and_noise
 from .shared import World
-from .statistics import RECORD, Estimate, Level, estimate, merge, moments, with_slopes
 
 GRANULARITIES = ("coordinate", "channel", "scalar")
 Estimation = Generator[Any, Any, EMS]

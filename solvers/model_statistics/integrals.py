@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..phi import phi
+from ..plan import Coefficient
 from .ems import EMS
-from .phi import phi
-from .plan import Coefficient
 
 POINTS = 3
 LONGEST_PIECE = 0.1

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from ..ems import EMS
 from ..plan import Plan
 from ..progress import Show, progress_bar
 from ..registry import check_choice, check_kind
 from ..requests import Batch, evaluator
 from ..schedules import NoiseSchedule
-from .arguments import prepare, trial
-from .check import check as check_of
+from .accumulators import read_settings
 from .conditions import check_conditions, conditioned
-from .data import Data
+from .contest import check as check_of
 from .derivatives import (
     WAYS,
     Ways,
@@ -34,10 +32,12 @@ from .derivatives import (
     measure,
     ripples,
 )
+from .ems import EMS
 from .memory import budget, bytes_of
 from .probes import Probe, SampleBatch, Steps
-from .process import Estimation, Setup, process
-from .records import read_settings
+from .rounds import Estimation, Setup, process
+from .samples import Data
+from .setup import prepare, trial
 from .shared import World
 
 Result = TypeVar("Result")

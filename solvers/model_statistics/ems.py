@@ -33,10 +33,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .ems_verdict import Verdict
-from .grids import check_range
-from .schedule_notes import same_schedule, schedule_note
-from .schedules import NoiseSchedule
+from ..grids import check_range
+from ..schedule_notes import same_schedule, schedule_note
+from ..schedules import NoiseSchedule
+from .verdict import Verdict
 
 DEGENERATE = {"l": 1.0, "s": 0.0, "b": 0.0}
 """The values with which DPM-Solver-v3 is DPM-Solver++."""

@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_start
-from ..ems import EMS, check_event
-from ..ems_verdict import Verdict
 from ..plan import Plan
 from ..registry import make_plan
 from ..requests import Batch, drive_batches, evaluator
 from ..schedules import NoiseSchedule
+from .accumulators import Records
 from .conditions import check_conditions, conditioned
-from .data import KEPT, Data, generator_of, sampled
-from .process import Setup
-from .records import Records
+from .ems import EMS, check_event
+from .rounds import Setup
+from .samples import KEPT, Data, generator_of, sampled
 from .shared import World
+from .verdict import Verdict
 
 NFE = (5, 6, 8, 10, 15, 20)
 ORDERS = (1, 2, 3)

@@ -14,9 +14,9 @@ from ..prediction import check_prediction, to_noise
 from ..registry import check_choice, check_kind, make_plan
 from ..schedule_notes import schedule_note
 from ..schedules import NoiseSchedule
-from .data import Data, data_of, own_samples, signs_and_noise
 from .probes import Path, Probe
-from .process import GRANULARITIES, Setup
+from .rounds import GRANULARITIES, Setup
+from .samples import Data, data_of, own_samples, signs_and_noise
 
 OWN_NFE = 32
 """Evaluations a sample, where the model has to draw its own: 3 % of what its probes take."""

@@ -6,8 +6,8 @@ state, ``statistics`` turns moments into l, s and b, ``records`` keeps them on d
 shares the work over processes.
 """
 
-from .arguments import OWN_NFE
-from .check import check_ems
+from .contest import check_ems
 from .estimate import estimate_ems, estimation
+from .setup import OWN_NFE
 
 __all__ = ["OWN_NFE", "check_ems", "estimate_ems", "estimation"]
