@@ -28,7 +28,7 @@ from logsnr.benchmarks.embedded.classifiers import (
 )
 from logsnr.benchmarks.embedded.conditioning import Labels, add_condition, check_labels
 from logsnr.benchmarks.embedded.digit_classifier import DigitClassifier
-from logsnr.benchmarks.metrics.distances import FeatureStatistics
+from logsnr.benchmarks.metrics.statistics import FeatureStatistics
 from logsnr.solvers import EMS, ClassifierFree, Denoiser, NoiseSchedule
 from logsnr.solvers.names import nearest
 

@@ -28,6 +28,8 @@ from logsnr.benchmarks.embedded import (
     MODEL_FOLDER,
     NULL_LABEL,
     load_ems,
+    load_feature_network,
+    load_reference_statistics,
     load_scheduler,
     load_scheduler_config,
     load_unet,
@@ -37,7 +39,8 @@ from logsnr.benchmarks.harness.methods import GRID, METHODS, NFE, SAMPLES, V3
 from logsnr.benchmarks.harness.parts import counted, forget, kept_part
 from logsnr.benchmarks.harness.records import Record
 from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler
-from logsnr.benchmarks.metrics.distances import fid, psnr, rmse
+from logsnr.benchmarks.metrics.distances import psnr, rmse
+from logsnr.benchmarks.metrics.frechet import fid
 from logsnr.solvers import (
     ClassifierFree,
     Denoiser,
@@ -249,7 +252,7 @@ def measure_reference(problem: Problem, parts: Path, watch: Watch) -> tuple[Reco
     both = [*fine, *coarse]
     return {
         "status": "ok",
-        "fid": fid(x).value,
+        "fid": fid(x, load_feature_network(), load_reference_statistics()).value,
         "error_bar": max(rmse(a.x, b.x) for a, b in zip(fine, coarse, strict=True)),
         "nfe_counted": sum(part.calls for part in both) / len(fine),
         "seconds": sum(part.seconds for part in both),
@@ -282,7 +285,7 @@ def measure(
         return {"status": "diverged", "note": note, **cost}, None
     return {
         "status": "ok",
-        "fid": fid(x).value,
+        "fid": fid(x, load_feature_network(), load_reference_statistics()).value,
         "rmse": rmse(x, reference),
         "psnr": psnr(x, reference),
         **cost,

@@ -31,7 +31,7 @@ from logsnr.benchmarks.embedded import (
 )
 from logsnr.benchmarks.embedded.classifiers import WEIGHTS_FILE
 from logsnr.benchmarks.embedded.models import STATISTICS_FILE
-from logsnr.benchmarks.metrics.distances import fid
+from logsnr.benchmarks.metrics.frechet import fid
 
 
 def noise(count: int = 2, seed: int = 0) -> torch.Tensor:
@@ -248,7 +248,8 @@ def test_the_feature_network_stays_in_eval_mode():
 
 def test_fid_ranks_digits_before_noise(generated):
     """With as few as 16 samples; the bias is noted."""
-    good, bad = fid(generated), fid(noise(16).clamp(-1, 1))
+    network, reference = load_feature_network(), load_reference_statistics()
+    good, bad = (fid(x, network, reference) for x in (generated, noise(16).clamp(-1, 1)))
     assert good.name == "MNIST-feature FID" and good.reference_samples == 5000
     assert good.note is not None and "16 samples" in good.note
     assert 0 < good.value < 0.5 * bad.value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from logsnr.benchmarks.embedded.classifiers import WEIGHTS_FILE, Classifier, FeatureNetwork
 from logsnr.benchmarks.embedded.models import FEATURES_FILE, STATISTICS_FILE
-from logsnr.benchmarks.metrics.distances import feature_statistics, fid
+from logsnr.benchmarks.metrics.frechet import feature_statistics, fid
 
 FLOOR_COUNTS = (64, 128, 256, 512, 1000, 2000, 5000)
 FEATURES = 5000
