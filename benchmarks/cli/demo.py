@@ -13,7 +13,7 @@ from logsnr.benchmarks.harness.methods import METHODS, NFE, SAMPLES
 
 if TYPE_CHECKING:
     from logsnr.benchmarks.harness.comparison import Settings
-    from logsnr.benchmarks.harness.records import Record
+    from logsnr.benchmarks.harness.old_records import Record
 
 
 def demo(

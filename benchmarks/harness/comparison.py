@@ -34,10 +34,10 @@ from logsnr.benchmarks.embedded import (
     load_scheduler_config,
     load_unet,
 )
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness.methods import GRID, METHODS, NFE, SAMPLES, V3
+from logsnr.benchmarks.harness.old_records import Record
 from logsnr.benchmarks.harness.parts import counted, forget, kept_part
-from logsnr.benchmarks.harness.records import Record
 from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler
 from logsnr.benchmarks.metrics.distances import psnr, rmse
 from logsnr.benchmarks.metrics.frechet import fid

@@ -1,10 +1,12 @@
-"""The schedulers that ``logsnr nfe`` compares, by their names on the command line.
+"""The contenders of a comparison, by their names on the command line and in suites.
 
     PlanScheduler                        ours with nothing said: the line that people paste
-    unipc, dpm-solver++:order=3          a solver of the registry in `PlanScheduler`
-    stock                                the pipeline's own scheduler
+    unipc, dpm-solver++:order=3          a solver of the registry
+    stock                                a pipeline's own scheduler
     UniPCMultistep                       UniPCMultistepScheduler of diffusers, or another one, made
-                                         from the pipeline's config
+                                         from the model's config
+    sample_dpmpp_2m, my.module.sampler   a sampler function with the interface of k-diffusion
+    plans/tuned.safetensors              a saved plan
 
 Options follow as ``:key=value``, those of the solver or keys of the scheduler's config, or as one
 of the words in `WORDS`: ``unipc:order=3:karras`` is ``unipc:order=3:use_karras_sigmas=true``.
@@ -14,19 +16,26 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import diffusers
 
 from logsnr.adapters import PlanScheduler
-from logsnr.solvers import SOLVERS
+from logsnr.benchmarks.harness.protocol import file_digest
+from logsnr.solvers import SOLVERS, Plan
 from logsnr.solvers.registry import implied
 
 STOCK = "stock"
 PASTED = "PlanScheduler"
 SUFFIX = "Scheduler"
+FUNCTION = "sample_"
+K_DIFFUSION = "k_diffusion.sampling"
+"""Where a function is looked for whose name has no module."""
 WORDS: dict[str, tuple[str, Any]] = {
     "karras": ("use_karras_sigmas", True),
     "exponential": ("use_exponential_sigmas", True),
@@ -50,18 +59,35 @@ REFERENCE_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One scheduler of the comparison.
+    """One method of the comparison.
 
-    ``name`` is a solver, ``"stock"``, ``"PlanScheduler"``, or a class of diffusers; ``options``
-    are its own.
+    name : a solver, ``"stock"``, ``"PlanScheduler"``, a class of diffusers, the dotted name of a
+        sampler function, or the file of a plan.
+    options : its own.
+    label : what it is called in records, where that is not its name.
+    title : what it is called in tables, where that is not its ``text``.
     """
 
     name: str
     options: Mapping[str, Any]
+    label: str = ""
+    title: str = ""
+
+    @property
+    def solver(self) -> str:
+        """What a record calls it."""
+        return self.label or self.name
+
+    @property
+    def heading(self) -> str:
+        """What a table calls it."""
+        return self.title or self.text
 
     @property
     def text(self) -> str:
-        """The shortest way to write it on the command line."""
+        """Its label, or the shortest way to write it on the command line."""
+        if self.label:
+            return self.label
         words = {pair: word for word, pair in WORDS.items()}
         options = (
             words.get((key, value)) or f"{key}={json.dumps(value)}"
@@ -72,8 +98,44 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        """Whether it is run by `PlanScheduler`."""
-        return self.name == PASTED or self.name in SOLVERS
+        """Whether it is of this project."""
+        return self.name == PASTED or self.name in SOLVERS or self.saved
+
+    @property
+    def stock(self) -> bool:
+        """Whether it is one of diffusers' schedulers."""
+        return self.name == STOCK or (self.name != PASTED and self.name.endswith(SUFFIX))
+
+    @property
+    def saved(self) -> bool:
+        """Whether it is the file of a plan."""
+        return self.name.endswith(".safetensors")
+
+    @property
+    def sampler(self) -> bool:
+        """Whether it is a sampler function."""
+        return not (self.ours or self.stock)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The options as a record has them: with the hash of what a file holds."""
+        options = dict(self.options)
+        return options | {"plan": file_digest(Path(self.name))} if self.saved else options
+
+    @property
+    def kind(self) -> Any:
+        """The class of the scheduler."""
+        return PlanScheduler if self.ours else getattr(diffusers, self.name)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The saved plan."""
+        return Plan.load(self.name)
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The sampler function; ValueError where it cannot be imported."""
+        return _function(self.name)
 
     def scheduler(self, own: Any) -> Any:
         """A new scheduler for a pipeline whose own scheduler is ``own``.
@@ -82,13 +144,15 @@ class Contender:
         """
         if self.name == PASTED:
             return PlanScheduler.from_config(own.config, **self.options)
+        if self.sampler or self.saved:
+            raise ValueError("a pipeline takes schedulers, and a network takes this one too")
         if self.ours:
             has = SOLVERS[self.name].defaults
             solver = {key: value for key, value in self.options.items() if key in has}
             config = {key: value for key, value in self.options.items() if key not in has}
             mapping = {"name": self.name, **solver}
             return PlanScheduler.from_config(own.config, solver=mapping, **config)
-        kind = type(own) if self.name == STOCK else getattr(diffusers, self.name)
+        kind = type(own) if self.name == STOCK else self.kind
         known = inspect.signature(kind).parameters
         for key, value in self.options.items():
             if key not in known:
@@ -124,6 +188,14 @@ def _named(typed: str) -> tuple[str, dict[str, Any]]:
     theirs = typed.removesuffix(SUFFIX) + SUFFIX
     if typed in (STOCK, PASTED):
         return typed, {}
+    if typed.endswith(".safetensors"):
+        if not Path(typed).is_file():
+            raise ValueError(f"solvers={typed!r}: no such file of a plan")
+        return typed, {}
+    if typed.startswith(FUNCTION) or (typed not in SOLVERS and "." in typed):
+        name = typed if "." in typed else f"{K_DIFFUSION}.{typed}"
+        _function(name)
+        return name, {}
     if typed not in SOLVERS and getattr(diffusers, theirs, None) is not None:
         return theirs, {}
     try:
@@ -169,3 +241,14 @@ def _value(text: str) -> Any:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except json.JSONDecodeError:
         return text
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"solvers={name!r} cannot be imported: {error}") from error
+    if "sigmas" not in inspect.signature(found).parameters:
+        raise ValueError(f"solvers={name!r}: need a function (model, x, sigmas, ..)")
+    return found

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from logsnr.benchmarks.cli.command_line import numbers, progress
 from logsnr.benchmarks.harness.contenders import Contender, parse_contender
+from logsnr.benchmarks.harness.old_records import Record
 from logsnr.benchmarks.harness.pipeline_findings import Findings
 from logsnr.benchmarks.harness.pipeline_fit import fitted
 from logsnr.benchmarks.harness.pipeline_runs import Subject
@@ -19,7 +20,6 @@ from logsnr.benchmarks.harness.pipeline_study import (
     measure_all,
     try_contenders,
 )
-from logsnr.benchmarks.harness.records import Record
 from logsnr.benchmarks.reports.pipeline_page import best, cell_text
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from logsnr.benchmarks.harness.contenders import Contender
+from logsnr.benchmarks.harness.old_records import Record, load_tensor
 from logsnr.benchmarks.harness.pipeline_study import Job, Study
-from logsnr.benchmarks.harness.records import Record, load_tensor
 
 if TYPE_CHECKING:
     from logsnr.benchmarks.harness.pipeline_fit import PipelineFit

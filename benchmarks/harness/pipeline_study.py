@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from logsnr.adapters.config.noise_schedules import noise_schedule
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness.contenders import Contender, reference_scheduler, steps_for
+from logsnr.benchmarks.harness.old_records import Record
 from logsnr.benchmarks.harness.pipeline_runs import Subject, run_pipeline_once
-from logsnr.benchmarks.harness.records import Record
 from logsnr.solvers import DiscreteVP
 
 REFERENCE = "reference"

@@ -1,93 +1,125 @@
-"""Append-only JSON lines: one record for each (solver, options, NFE, seed) on a problem.
+"""JSON lines of measurements, safe against kills and against several writers.
 
-A record is written as one line as soon as it is measured, so a killed run loses nothing that it
-had finished, and a run that is asked for the same again finds it by its identity and goes on with
-what is missing. Records are plain dictionaries with at least the keys of ``IDENTITY``.
+A record is one line: the protocol (see `protocol`), ``status`` ("ok", "diverged" or "failed", with
+a ``note``), metrics by their names (``rmse``, ``psnr``, ``fid``, ..), what it cost (``nfe_counted``
+at the network, ``seconds``), ``files`` with the tensors kept beside it, ``versions``.
+
+Every writer of a folder has a file of its own, ``records.jsonl`` or ``records.RANK.jsonl``; they
+are merged when they are loaded, and the last line of one measurement wins. A line is appended by
+a single write under a lock of the file, so that two processes that share one lose nothing
+either. A line that a killed process left unfinished is no record, and is cut off by the next.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from logsnr.benchmarks.harness.protocol import Record, finite, identity
 
-Record = dict[str, Any]
+try:
+    import fcntl
+except ImportError:  # a system without file locks: one process a file is still safe
+    fcntl = None  # type: ignore[assignment]
 
-IDENTITY = ("solver", "options", "nfe", "seed", "problem")
-
-
-def identity(record: Mapping[str, Any]) -> str:
-    """What was measured, as text: equal for two records of one measurement.
-
-    Raises ValueError naming a key of ``IDENTITY`` that the record lacks.
-    """
-    missing = [key for key in IDENTITY if key not in record]
-    if missing:
-        raise ValueError(f"record lacks {missing[0]!r}: need all of {', '.join(IDENTITY)}")
-    return json.dumps({key: record[key] for key in IDENTITY}, sort_keys=True)
+RECORDS = "records.jsonl"
+STATUS = "status"
+Damage = Callable[[str], None]
+"""Told of each line that is no record: which it is, and why."""
 
 
-def append(path: Path, record: Record) -> None:
+def record_file(folder: Path, rank: int = 0) -> Path:
+    """The file into which this writer appends."""
+    return folder / (RECORDS if rank == 0 else f"records.{rank}.jsonl")
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line to the file, which is created with its folder where it does not exist.
 
-    Numbers that are not finite become null. A last line that a killed run left unfinished is cut
-    off first, so that it cannot run into this one.
+    Numbers that are not finite become null. Raises OSError where the disk does not take the line;
+    the file is then as it was.
     """
     identity(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_finite(record), allow_nan=False) + "\n"
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line.encode())
+    line = (json.dumps(finite(record), allow_nan=False) + "\n").encode()
+    with _alone(path) as file:
+        end = _whole(file)
+        if end != os.fstat(file).st_size:
+            os.ftruncate(file, end)
+        if os.write(file, line) < len(line):
+            os.ftruncate(file, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def load(path: Path, keys: Sequence[str] = ()) -> dict[str, Record]:
-    """The records by identity, in the order of the file; the last of one identity wins.
+def load(path: Path, keys: Sequence[str] = (), damage: Damage | None = None) -> dict[str, Record]:
+    """The records of a file, or of all writers of a folder, by identity.
 
-    An unfinished last line is left out, a missing file is empty. Raises ValueError naming the
-    line for anything else that is not a record, or lacks one of ``keys``.
+    An unfinished last line is left out, a missing file is empty.
+
+    keys : what a record must have beside its protocol.
+    damage : called for every other line that is no record, which is then left out. None raises
+        ValueError naming the line.
     """
-    if not path.exists():
-        return {}
-    *lines, _ = path.read_text(errors="replace").split("\n")
-    return {identity(record): record for record in _parsed(path, lines, keys)}
+    found: dict[str, Record] = {}
+    for file in record_files(path) if path.is_dir() else [path]:
+        if file.exists():
+            found |= dict(_parsed(file, keys, damage))
+    return found
 
 
-def _parsed(path: Path, lines: Iterable[str], keys: Sequence[str]) -> Iterable[Record]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            identity(record)
-            missing = [key for key in keys if key not in record]
-            if missing:
-                raise ValueError(f"record lacks {missing[0]!r}")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is not a record: {error}") from error
-        yield record
+def record_files(folder: Path) -> list[Path]:
+    """The files of all writers, the first one's first."""
+    others = (path for path in folder.glob("records.*.jsonl") if path.name != RECORDS)
+    ranked = sorted(others, key=lambda path: (len(path.name), path.name))
+    return [path for path in (folder / RECORDS, *ranked) if path.exists()]
 
 
-def load_tensor(path: Path, name: str = "x") -> Tensor:
-    """A tensor that was kept beside the records; ValueError if the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _parsed(path: Path, keys: Sequence[str], damage: Damage | None) -> Iterator[tuple[str, Record]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # a process was killed here
+            try:
+                record = json.loads(line)
+                name = identity(record)
+                missing = [key for key in keys if key not in record]
+                if missing:
+                    raise ValueError(f"record lacks {missing[0]!r}")
+            except (ValueError, TypeError) as error:
+                text = f"{path}, line {number} is not a record: {error}"
+                if damage is None:
+                    raise ValueError(f"{text}; is it of another version? Then remove it") from error
+                damage(text)
+                continue
+            yield name, record
 
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """The file opened for appending, with no other process in the same place."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        return load_file(path)[name]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(file)  # which unlocks it
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+def _whole(file: int, block: int = 1 << 16) -> int:
+    """Where the last whole line ends. Of a file that ends so, one byte is read."""
+    end = os.fstat(file).st_size
+    if end == 0 or os.pread(file, 1, end - 1) == b"\n":
+        return end
+    while end > 0:
+        start = max(0, end - block)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

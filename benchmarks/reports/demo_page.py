@@ -13,7 +13,7 @@ import torch
 
 from logsnr.benchmarks.harness.comparison import FINE, RECORDS, Settings
 from logsnr.benchmarks.harness.methods import GRID, METHODS
-from logsnr.benchmarks.harness.records import Record
+from logsnr.benchmarks.harness.old_records import Record
 from logsnr.benchmarks.reports.demo_pictures import error_plot, is_ok, picture_grid, write_png
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logsnr.benchmarks.harness.comparison import Settings, kept_samples
 from logsnr.benchmarks.harness.methods import HIGHLIGHTS, METHODS, PASTED, SHOWN
-from logsnr.benchmarks.harness.records import Record
+from logsnr.benchmarks.harness.old_records import Record
 
 LINES, ROWS, COLUMNS = 6, 3, 2
 """Methods in the plot, methods and numbers of evaluations in the pictures, at most."""

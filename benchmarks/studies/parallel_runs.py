@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from logsnr.benchmarks.embedded import NULL_LABEL, load_scheduler, load_unet
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness.comparison import DIGITS, WEIGHTS
 from logsnr.benchmarks.harness.contenders import parse_contender
-from logsnr.benchmarks.harness.records import Record
+from logsnr.benchmarks.harness.old_records import Record
 from logsnr.benchmarks.problems.analytic import Mixture, exact_denoiser
 from logsnr.solvers import ClassifierFree, Denoiser, DiscreteVP, Plan, make_plan, sample
 from logsnr.solvers.parallel import Sweep, sample_parallel

@@ -17,7 +17,7 @@ from logsnr.benchmarks.cli import command_line
 from logsnr.benchmarks.cli.order import current_folder
 from logsnr.benchmarks.harness import comparison, pipeline_study
 from logsnr.benchmarks.harness.comparison import Settings, compare
-from logsnr.benchmarks.harness.records import load
+from logsnr.benchmarks.harness.old_records import load
 from logsnr.benchmarks.studies import parallel_runs
 from logsnr.solvers import SOLVERS, VPLinear, make_plan
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from logsnr.benchmarks.__main__ import COMMANDS, app
 from logsnr.benchmarks.embedded import load_scheduler_config
 from logsnr.benchmarks.harness import comparison
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
 from logsnr.benchmarks.harness.methods import HIGHLIGHTS, SHOWN
 from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.__main__ import app
 from logsnr.benchmarks.harness import nfe, pipeline_runs, pipeline_study
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness.contenders import (
     REFERENCE_CONFIG,
     default_contenders,

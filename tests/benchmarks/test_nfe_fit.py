@@ -15,8 +15,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_nfe import run, saved
 
 from logsnr.adapters import PlanScheduler
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.harness import pipeline_study
-from logsnr.benchmarks.harness import records as results
 from logsnr.benchmarks.harness.contenders import parse_contender
 from logsnr.benchmarks.harness.pipeline_findings import Findings
 from logsnr.benchmarks.harness.pipeline_fit import fit_study, fitted, rule_of

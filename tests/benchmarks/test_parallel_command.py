@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness import old_records as results
 from logsnr.benchmarks.reports.parallel_page import PLOTS, REPORT
 from logsnr.benchmarks.studies import parallel_runs
 from logsnr.benchmarks.studies.parallel_findings import (

@@ -1,0 +1,120 @@
+"""Files beside the records: whole or not there, and a folder that belongs to one run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from logsnr.benchmarks.harness.protocol import differences, finite
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".logsnr.lock"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a file beside ``path``, which takes its place once it is on the disk.
+
+    So ``path`` holds all of the new content or all of the old. Raises what ``write`` raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a safetensors file whole; ``about`` (JSON values) goes with it."""
+    metadata = {"about": json.dumps(finite(about or {}))}
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def write(part: Path) -> None:
+        try:
+            save_file(kept, part, metadata=metadata)
+        except SafetensorError as error:  # it says so of a full disk, too
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+    write_whole(path, write)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, about) of such a file; ValueError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
+
+
+def load_tensor(path: Path, name: str = "x") -> Tensor:
+    """One tensor of such a file; ValueError if it is damaged."""
+    tensors, _ = load_tensors(path)
+    if name not in tensors:
+        raise ValueError(f"{path} is damaged (no {name!r}): remove it, to have it made anew")
+    return tensors[name]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder belongs to this run while inside; a kill gives it back.
+
+    Raises ValueError if another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"out={str(folder)!r}: another run is writing there; wait for it, or take "
+                    "another folder"
+                ) from error
+        yield
+
+
+def claim(folder: Path, asked: Mapping[str, Any], name: str = "suite.json") -> None:
+    """Note in the folder what is measured there, or check that it is what was noted.
+
+    Raises ValueError with the differences if the folder holds measurements of something else;
+    nothing in it is touched then.
+    """
+    path = folder / name
+    if not path.exists():
+        text = json.dumps(finite(asked), indent=2) + "\n"
+        write_whole(path, lambda part: part.write_text(text))
+        return
+    try:
+        noted = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
+    changed = differences(noted, finite(asked))
+    if changed:
+        raise ValueError(
+            f"out={str(folder)!r} holds measurements of another suite (there | now): "
+            f"{'; '.join(changed)}. Take another folder, or the suite as it was"
+        )

@@ -1,0 +1,237 @@
+"""Jobs to records: what a folder does not hold yet is measured, piece by piece, and kept.
+
+A job is cut into **shards**, pieces that are computed alone and kept each in a file of its own,
+``shards/KEY/INDEX.safetensors``, as soon as it is there (KEY is the digest of the job's protocol).
+Once all shards of a job are there they are put together, *in the order of their indices*, into
+its record. What a shard holds depends on the job and its index alone, and numbers are added up in
+one order: the record is the same bit for bit whoever made the shards, in whatever order, and
+however often the work was killed. A kill costs the shard that was being computed.
+
+With several ranks (`Ranks`) the missing shards are dealt out, one after the other, and each rank
+writes the records of its share of the jobs into a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from logsnr.benchmarks.harness.files import load_tensors, save_tensors
+from logsnr.benchmarks.harness.protocol import Record, identity, key_of, versions
+from logsnr.benchmarks.harness.records import STATUS, Damage, append, load, record_file
+
+J = TypeVar("J")
+Watch = Callable[[J, float], None]
+"""Called while a job runs with the work that was done since the last call."""
+
+OK, DIVERGED, FAILED = "ok", "diverged", "failed"
+FILES = "files"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one piece of a job gave: tensors to keep, and JSON values.
+
+    ``about`` has the "status" of the piece. A shard without tensors ends its job with that status;
+    "failed" ones are not kept, so they are tried again the next time.
+    """
+
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any] = field(default_factory=lambda: {STATUS: OK})
+
+    @property
+    def status(self) -> str:
+        """How the piece ended: ok, diverged or failed."""
+        return str(self.about[STATUS])
+
+
+class Measurement(Protocol[J]):
+    """What a study does with its jobs."""
+
+    def request(self, job: J) -> Record:
+        """The job's protocol."""
+        ...
+
+    def shards(self, job: J) -> int:
+        """Into how many pieces the job is cut."""
+        ...
+
+    def compute(self, job: J, index: int, watch: Watch[J]) -> Shard:
+        """One piece."""
+        ...
+
+    def finish(self, job: J, shards: Sequence[Shard]) -> Record:
+        """What the record says beside the protocol, of all pieces or of those up to a bad one."""
+        ...
+
+    def stands(self, job: J, record: Record) -> bool:
+        """Whether a kept record still says what ``finish`` would, given the same pieces."""
+        ...
+
+    def stage(self, job: J) -> int:
+        """Jobs may use what those of lower stages left; one rank alone keeps the jobs' order."""
+        ...
+
+    def work(self, job: J) -> float:
+        """How much there is to do, in the units of `Watch`."""
+        ...
+
+
+class Ranks(Protocol):
+    """The processes of one run: this one is ``rank`` of 0 .. size - 1."""
+
+    rank: int
+    size: int
+
+    def barrier(self, when: str) -> None:
+        """Return when all have come here; ``when`` says where that is."""
+        ...
+
+
+@dataclass
+class Alone:
+    """One process without company."""
+
+    rank: int = 0
+    size: int = 1
+
+    def barrier(self, when: str) -> None:
+        """Nobody to wait for."""
+
+
+class Runner(Generic[J]):
+    """Makes the records of a measurement in a folder, and finds those that are there.
+
+    damage : told of lines that are no records, whose jobs are then done again; None raises
+        ValueError for them.
+
+    Give every rank the same jobs in the same order.
+    """
+
+    def __init__(
+        self,
+        measurement: Measurement[J],
+        folder: Path,
+        ranks: Ranks | None = None,
+        damage: Damage | None = None,
+    ) -> None:
+        self.measurement = measurement
+        self.folder = folder
+        self.ranks = ranks or Alone()
+        self.damage = damage
+        self._load()
+
+    def _load(self, quiet: bool = False) -> None:
+        damage = (lambda text: None) if quiet else self.damage
+        self.done = load(self.folder, (STATUS, FILES), damage)
+
+    def run(self, jobs: Iterable[J], watch: Watch[J] | None = None) -> Iterator[tuple[J, Record]]:
+        """Each job with its record, in their order, made where the folder lacks it."""
+        asked = list(jobs)
+        told: Watch[J] = watch or (lambda job, amount: None)
+        if self.ranks.size > 1:
+            self._share(asked, told)
+        for job in asked:
+            record = self.kept(job)
+            yield job, self._make(job, told) if record is None else record
+
+    def kept(self, job: J) -> Record | None:
+        """The job's record, if the folder has it and its files."""
+        record = self.done.get(identity(self.measurement.request(job)))
+        if record is None or record[STATUS] == FAILED:
+            return None
+        if not all((self.folder / name).exists() for name in record[FILES]):
+            return None
+        return record if self.measurement.stands(job, record) else None
+
+    def file(self, job: J, index: int) -> str:
+        """Where a piece of the job is kept, below the folder."""
+        return f"shards/{key_of(self.measurement.request(job))}/{index}.safetensors"
+
+    def _share(self, jobs: Sequence[J], watch: Watch[J]) -> None:
+        """Do this rank's share of all that is missing, stage by stage."""
+        rank, size = self.ranks.rank, self.ranks.size
+        for stage in sorted({self.measurement.stage(job) for job in jobs}):
+            self.ranks.barrier(f"stage {stage}")
+            self._load(quiet=True)
+            missing = [
+                job
+                for job in jobs
+                if self.measurement.stage(job) == stage and self.kept(job) is None
+            ]
+            pieces = [
+                (job, index)
+                for job in missing
+                for index in range(self.measurement.shards(job))
+                if not (self.folder / self.file(job, index)).exists()
+            ]
+            # Nobody writes before all have seen what is missing.
+            self.ranks.barrier(f"pieces of stage {stage}")
+            for job, index in pieces[rank::size]:
+                self._piece(job, index, watch)
+            self.ranks.barrier(f"records of stage {stage}")
+            for job in missing[rank::size]:
+                self._make(job, watch)
+        self.ranks.barrier("the end")
+        self._load(quiet=True)
+
+    def _make(self, job: J, watch: Watch[J]) -> Record:
+        request = self.measurement.request(job)
+        shards: list[Shard] = []
+        for index in range(self.measurement.shards(job)):
+            shards.append(self._piece(job, index, watch))
+            if shards[-1].status != OK:
+                break
+        files = [self.file(job, i) for i, shard in enumerate(shards) if shard.tensors]
+        about = {FILES: files, "versions": dict(versions())}
+        record = request | about | self.measurement.finish(job, shards)
+        append(record_file(self.folder, self.ranks.rank), record)
+        self.done[identity(record)] = record
+        return record
+
+    def _piece(self, job: J, index: int, watch: Watch[J]) -> Shard:
+        path = self.folder / self.file(job, index)
+        if path.exists():
+            return Shard(*load_tensors(path))
+        shard = self.measurement.compute(job, index, watch)
+        if shard.status != FAILED:
+            save_tensors(path, shard.tensors, shard.about)
+        return shard
+
+
+class Follow(Generic[J]):
+    """The work of a run as a bar shows it: ``watch`` while a job runs, ``end`` when it has ended.
+
+    update : called with the work that is done, and what is being done.
+    name : of a job.
+    """
+
+    def __init__(
+        self,
+        measurement: Measurement[J],
+        update: Callable[[float, str], None],
+        name: Callable[[J], str],
+    ) -> None:
+        self.measurement, self.update, self.name = measurement, update, name
+        self.ended: set[str] = set()
+        self.inside = 0.0
+        self.past = 0.0
+
+    def watch(self, job: J, amount: float) -> None:
+        """So much more was done; a guess of a job's work is not exceeded before it ends."""
+        self.inside += amount
+        inside = min(self.inside, self.measurement.work(job))
+        self.update(self.past + inside, self.name(job))
+
+    def end(self, job: J) -> None:
+        """The job's record is there. Kept ones did not pass ``watch``."""
+        name = key_of(self.measurement.request(job))
+        if name not in self.ended:
+            self.ended.add(name)
+            self.past += self.measurement.work(job)
+        self.inside = 0.0
+        self.update(self.past, self.name(job))
