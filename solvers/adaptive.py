@@ -35,7 +35,7 @@ from .methods.pure_noise import DEEP
 from .plan import DATA, Node, Row
 from .prediction import check_prediction, check_signal, to_data, to_target
 from .registry import check_choice
-from .running import Evaluation, drive
+from .requests import Evaluation, drive, single
 from .schedules import NoiseSchedule
 from .step_size import PID, Controller, Published
 
@@ -131,7 +131,7 @@ def sample_adaptive(
         dense=dense,
     )
     with torch.no_grad():
-        return drive(process, denoise)
+        return drive(process, single(denoise))
 
 
 def adaptive(
@@ -193,8 +193,7 @@ def adaptive(
         return output.to(at.dtype)
 
     def data(output: Tensor, at: Tensor, node: Node) -> Tensor:
-        map_ = to_data(prediction, node)
-        return map_.out * output + map_.x * at
+        return to_data(prediction, node)(output, at)
 
     inner = node_at(schedule, schedule.time(math.log(min(DEEP, math.sqrt(atol) / 7))))
     if start.alpha < NEAR * start.sigma and start.lam < inner.lam:

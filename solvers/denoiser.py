@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .condition_rows import repeated
-from .edits import version
 from .grids import node_at
 from .guidance import ClassifierFree, unwrap
-from .plan import Coefficient, Node
-from .prediction import check_prediction, to_data
+from .plan import Node
+from .prediction import Linear, check_prediction, to_data
 from .schedules import NoiseSchedule
+from .state_edits import version
 
 
 class Denoiser:
@@ -111,7 +111,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Data prediction x0 (B, *event) at the schedule's time t."""
-        x0 = self._data(x.clone(), t)
+        x0 = self._data(x, t)
         return x0 if self.threshold is None else self.threshold(x0)
 
     def check_input(self, x: Tensor, name: str = "x") -> None:
@@ -137,7 +137,7 @@ class Denoiser:
         network_time = self.network_time(t)
         # float16 cannot hold a timestep of 999.5; times are never rounded below float32.
         time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        times = torch.as_tensor(network_time, dtype=time_dtype, device=x.device).expand(x.shape[0])
+        times = _on_device(network_time, x.shape[0], time_dtype, x.device)
         state = x if self.dtype is None else x.to(self.dtype)
         conditions = [(key, v) for key, v in self._conditions() if isinstance(v, Tensor)]
         versions = [version(value) for _, value in conditions]
@@ -168,14 +168,11 @@ class Denoiser:
         return [*self.guidance.condition.items(), *self.guidance.null.items()]
 
     def _data(self, x: Tensor, t: float | Tensor) -> Tensor:
-        if self.native == "sample":
-            return self._call_network(x, t)
-        out, state = self._to_data(x, t)
-        rest = state * x  # before the network can write to x
-        return out * self._call_network(x, t) + rest
+        output = self._call_network(x.clone(), t)  # which may write to its input
+        return output if self.native == "sample" else self._to_data(x, t)(output, x)
 
-    def _to_data(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
-        """x0 as a linear function of the network's output and x: the two factors."""
+    def _to_data(self, x: Tensor, t: float | Tensor) -> Linear:
+        """x0 as a linear function of the network's output and x."""
         if not isinstance(t, Tensor) or t.numel() == 1:
             return to_data(self.native, node_at(self.schedule, float(t)))
         times = t.detach().to("cpu", torch.float64)
@@ -183,7 +180,14 @@ class Denoiser:
         nodes = map(Node, times.tolist(), alphas.tolist(), sigmas.tolist())
         maps = torch.tensor([to_data(self.native, node) for node in nodes], dtype=torch.float64)
         out, state = maps.to(x.device, x.dtype).reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
-        return out, state
+        return Linear(out, state)
+
+
+def _on_device(time: Any, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The time of every sample, for which the host does not wait."""
+    if isinstance(time, int | float):
+        return torch.full((batch,), time, dtype=dtype, device=device)
+    return torch.as_tensor(time, dtype=dtype).to(device, non_blocking=True).expand(batch)
 
 
 def check_start(x_T: Tensor, denoise: Any) -> None:

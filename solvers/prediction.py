@@ -33,6 +33,20 @@ class Linear(NamedTuple):
     out: Coefficient
     x: Coefficient
 
+    def __call__(self, output: Tensor, state: Tensor) -> Tensor:
+        """The combination, in the finer precision of the two."""
+        dtype = torch.promote_types(output.dtype, state.dtype)
+        return self.out * output.to(dtype) + self.x * state.to(dtype)
+
+    def beside(self, like: Tensor) -> Linear:
+        """The same map with its coefficients where, and as precise as, ``like`` is."""
+        return Linear(at_home(self.out, like), at_home(self.x, like))
+
+
+def at_home(value: Coefficient, like: Tensor) -> Coefficient:
+    """A coefficient where, and as precise as, ``like`` is."""
+    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value
+
 
 def check_prediction(prediction: str) -> str:
     """The argument, or ValueError naming the choices."""

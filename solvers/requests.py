@@ -1,23 +1,42 @@
-r"""Calling the network at several nodes at once: the generator protocol of parallel algorithms.
+r"""What an algorithm asks of a network, and the loop that answers.
 
-An algorithm that has work at many nodes at the same time (parallel-in-time sampling, estimation
-of model statistics) is a generator that yields a `Batch` and is sent all its outputs at once.
-Where the rows are evaluated, on one device or on many, is up to whoever drives it.
+An algorithm is a generator that never sees a network. It yields requests and is sent the answers:
+an `Evaluation` (one state at one node: a plan, adaptive steps), a `Batch` (many nodes at once:
+parallel-in-time sampling, estimation of statistics), or one of its own kind. Where the network
+lives, on one device or on many, or in a pipeline's loop, is up to whoever answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, checked
 from .plan import Node
+from .state_edits import version
 
 Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """A request to call the network at state ``x`` (B, *event) and ``node``.
+
+    A driver that changed the state since it was handed out (inpainting, callbacks) puts the
+    changed tensor into ``x``, or changes it in place: the run carries the edit on. (Under
+    ``torch.inference_mode`` changes in place cannot be seen: put the tensor into ``x``.)
+
+    A network that wrote to its input made no edit. A driver that sees this sends None, and is
+    handed the state out again, in a tensor of its own.
+    """
+
+    x: Tensor
+    node: Node
+    index: int
 
 
 @dataclass(slots=True)
@@ -66,33 +85,79 @@ def evaluator(
     return evaluate
 
 
+def single(denoise: Denoiser | Callable[[Tensor, float], Tensor]) -> Callable[[Any], Tensor]:
+    """How to answer an `Evaluation` with ``denoise`` here."""
+    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else checked(denoise)
+
+    def answer(request: Evaluation) -> Tensor:
+        x = request.x
+        # Writes to an inference tensor leave no trace.
+        return evaluate(x.clone() if x.is_inference() else x, request.node.t)
+
+    return answer
+
+
+def drive(
+    process: Generator[Any, Any, Result],
+    answer: Callable[[Any], Any],
+    watch: Callable[[Any, Any], None] | None = None,
+    *,
+    finite: bool = True,
+) -> Result:
+    """The plain loop: send every request of ``process`` its answer, and return the result.
+
+    ``watch(request, answer)`` is called before an answer is sent. What the network writes to an
+    evaluation's state is undone. Unless not ``finite``, outputs of another shape, or that are not
+    finite, raise ValueError, which names the times.
+    """
+    pending: list[tuple[Sequence[Node], Tensor]] = []
+    request = next(process)
+    while True:
+        before = version(request.x)
+        answered = answer(request)
+        if version(request.x) != before:
+            request = process.send(None)
+        if finite:
+            pending.append(_finite(request, answered))
+            # On an accelerator, reading the flags would make the host wait: at the end it does.
+            if answered.device.type == "cpu":
+                _raise_not_finite(pending)
+        if watch is not None:
+            watch(request, answered)
+        try:
+            request = process.send(answered)
+        except StopIteration as stop:
+            _raise_not_finite(pending)
+            return stop.value
+
+
+def _finite(request: Evaluation | Batch, output: Tensor) -> tuple[Sequence[Node], Tensor]:
+    """The nodes of a request, and whether the output at each is finite."""
+    if output.shape != request.x.shape:
+        raise ValueError(
+            f"network returned shape {tuple(output.shape)}: need {tuple(request.x.shape)}"
+        )
+    if isinstance(request, Evaluation):
+        return [request.node], torch.isfinite(output).all()[None]
+    return request.nodes, torch.isfinite(output).flatten(1).all(1)
+
+
+def _raise_not_finite(pending: list[tuple[Sequence[Node], Tensor]]) -> None:
+    for nodes, finite in pending:
+        bad = [
+            f"{node.t:.6g}" for node, good in zip(nodes, finite.tolist(), strict=True) if not good
+        ]
+        if bad:
+            raise ValueError(
+                f"network returned values that are not finite at t={', '.join(bad[:5])}"
+            )
+    pending.clear()
+
+
 def drive_batches(
     process: Generator[Batch, Tensor, Result],
     evaluate: Evaluate,
     watch: Callable[[Batch, Tensor], None] | None = None,
 ) -> Result:
-    """The plain loop over a generator of batches; returns its result.
-
-    ``watch(batch, output)`` is called after each evaluation. Raises ValueError for outputs of
-    another shape, or that are not finite, naming the times.
-    """
-    batch = next(process)
-    while True:
-        times = [node.t for node in batch.nodes]
-        output = evaluate(batch.x, times)
-        if output.shape != batch.x.shape:
-            raise ValueError(
-                f"network returned shape {tuple(output.shape)}: need {tuple(batch.x.shape)}"
-            )
-        finite = torch.isfinite(output).flatten(1).all(1)
-        if not finite.all():
-            bad = [f"{t:.6g}" for t, good in zip(times, finite.tolist(), strict=True) if not good]
-            raise ValueError(
-                f"network returned values that are not finite at t={', '.join(bad[:5])}"
-            )
-        if watch is not None:
-            watch(batch, output)
-        try:
-            batch = process.send(output)
-        except StopIteration as stop:
-            return stop.value
+    """`drive` for a generator of batches."""
+    return drive(process, lambda b: evaluate(b.x, [node.t for node in b.nodes]), watch)

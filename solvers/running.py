@@ -9,40 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, check_start, checked
-from .edits import version
-from .executors import FusedRows, TensorRows
+from .denoiser import Denoiser, check_start
+from .executor import Executor, executor_for
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
-from .prediction import check_prediction, check_signals, to_data
+from .prediction import check_prediction, to_data
 from .progress import progress_bar
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """A request to call the network at state ``x`` (B, *event) and ``node``.
-
-    A driver that changed the state since it was handed out (inpainting, callbacks) puts the
-    changed tensor into ``x``, or changes it in place: the run carries the edit on. (Under
-    ``torch.inference_mode`` changes in place cannot be seen: put the tensor into ``x``.)
-
-    A network that wrote to its input made no edit. A driver that sees this sends None, and is
-    handed the state out again, in a tensor of its own.
-    """
-
-    x: Tensor
-    node: Node
-    index: int
-
+from .requests import Evaluation, drive, single
+from .state_edits import version
 
 Run = Generator[Evaluation, Tensor | None, Tensor]
-Executor = FusedRows | TensorRows
-Result = TypeVar("Result")
 
 
 def run(
@@ -63,7 +45,7 @@ def run(
     An edit of a state is transported to the other states that the plan still needs (the corrected
     state of a predictor-corrector, the start of a singlestep block) along the linear part of the
     plan's own rows, sigma_j / sigma_k in data space and alpha_j / alpha_k in noise space, and a
-    corrector does not undo it (see `edits`).
+    corrector does not undo it (see `state_edits`).
     """
     check_prediction(prediction)
     # One copy is the run's own, one is handed out: x is the caller's.
@@ -71,27 +53,13 @@ def run(
     return proceed(executor, x.clone(), noise_source(noise))
 
 
-def executor_for(
-    plan: Plan, x: Tensor, prediction: str, *, differentiable: bool = False
-) -> Executor:
-    """What fills in the rows of ``plan`` from the start state x; see `proceed`.
-
-    Raises ValueError where the network's prediction tells nothing of what a row asks for.
-    """
-    check_signals(plan, prediction, x.dtype)
-    fused = plan.numeric and not differentiable
-    executor: Executor = (FusedRows if fused else TensorRows)(plan, prediction, x)
-    executor.start(x)
-    return executor
-
-
 def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 0) -> Run:
-    """`run` from row ``begin`` on, whose state was ``handed`` out and is in ``executor``.
+    """`run` from row ``begin`` on, whose state was ``handed`` out and waits in ``executor``.
 
     A generator cannot be copied, but an executor can: this goes on from a copy.
     """
     rows, dtype = executor.plan.rows, handed.dtype
-    precise = executor.states[begin]
+    precise = executor.waiting
     as_given = precise.dtype == dtype
     for k, row in enumerate(rows[begin:], begin):
         if k > begin:
@@ -119,9 +87,7 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
             if not as_given:  # what was not changed keeps its precision
                 edited = edited + (precise - precise.to(dtype))
             executor.edit(k, edited)
-        if as_given:
-            executor.keep(k)
-        executor.evaluate(k, output)
+        executor.evaluate(k, output, shared=as_given)
     return precise.to(dtype)
 
 
@@ -176,60 +142,14 @@ def sample(
     differentiable = differentiable or (wanted and torch.is_grad_enabled())
     process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
 
-    def watch(evaluation: Evaluation, output: Tensor, count: int) -> None:
+    counts = count(1)
+
+    def watch(evaluation: Evaluation, output: Tensor) -> None:
+        done, x, node = next(counts), evaluation.x, evaluation.node
         if callback is not None:
-            x, node = evaluation.x, evaluation.node
-            out, state = to_data(prediction, node)
-            callback(Step(count, node, x, out * output + state * x, plan))
-        show(count)
+            callback(Step(done, node, x, to_data(prediction, node)(output, x), plan))
+        show(done)
 
     bar = progress_bar(plan.nfe, progress, unit="evaluation")
     with torch.set_grad_enabled(differentiable), bar as show:
-        return drive(process, denoise, watch)
-
-
-def drive(
-    process: Generator[Evaluation, Tensor | None, Result],
-    denoise: Denoiser | Callable[[Tensor, float], Tensor],
-    watch: Callable[[Evaluation, Tensor, int], None] | None = None,
-) -> Result:
-    """The plain loop: call the network wherever ``process`` asks, and return its result.
-
-    ``watch(evaluation, output, count)`` is called after each evaluation, count from 1. What the
-    network writes to its input is undone. Raises ValueError for outputs that are not finite, naming
-    the time.
-    """
-    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else checked(denoise)
-    finite: list[tuple[float, Tensor]] = []
-    count = 0
-    evaluation = next(process)
-    while True:
-        x, t = evaluation.x, evaluation.node.t
-        before = version(x)
-        # Writes to an inference tensor leave no trace.
-        output = evaluate(x.clone() if x.is_inference() else x, t)
-        if version(x) != before:
-            evaluation = process.send(None)
-        count += 1
-        _check_finite(output, t, finite)
-        if watch is not None:
-            watch(evaluation, output, count)
-        try:
-            evaluation = process.send(output)
-        except StopIteration as stop:
-            _raise_not_finite(finite)
-            return stop.value
-
-
-def _check_finite(output: Tensor, t: float, pending: list[tuple[float, Tensor]]) -> None:
-    # On an accelerator, reading the flag would make the host wait: it is read after the run.
-    pending.append((t, torch.isfinite(output).all()))
-    if output.device.type == "cpu":
-        _raise_not_finite(pending)
-        pending.clear()
-
-
-def _raise_not_finite(pending: list[tuple[float, Tensor]]) -> None:
-    for t, finite in pending:
-        if not finite:
-            raise ValueError(f"network returned values that are not finite at t={t:.6g}")
+        return drive(process, single(denoise), watch)

@@ -11,10 +11,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from logsnr.solvers import Evaluation, Node, Noise, Plan
-from logsnr.solvers.executors import Mark, TensorRows
+from logsnr.solvers.executor import Mark, executor_for
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
-from logsnr.solvers.running import executor_for, proceed, version
+from logsnr.solvers.running import proceed, version
 
 
 class PlanRun:
@@ -152,9 +152,9 @@ class PlanRun:
         if self.sign != 1:
             output = -output
         if self.threshold is not None:
-            out, state = to_data(self.prediction, evaluation.node)
             precise = torch.promote_types(sample.dtype, torch.float32)
-            output = self.threshold(out * output.to(precise) + state * sample)
+            convert = to_data(self.prediction, evaluation.node)
+            output = self.threshold(convert(output.to(precise), sample))
         self.place += 1
         try:
             self.evaluation = evaluation = self.process.send(output)
@@ -188,10 +188,7 @@ class PlanRun:
         """Keep the graph from here on: what came before is constant."""
         if not self.differentiable:
             self.differentiable, index = True, evaluation.index
-            executor = TensorRows(self.executor.plan, self._handed_on, evaluation.x)
-            if not isinstance(self.executor, TensorRows):
-                executor.take_over(self.executor, index)
-                self.executor = executor
+            self.executor = self.executor.recording(index)
             kept = self._version
             self._proceed(evaluation.x, index)
             again, self.evaluation, self._version = self.evaluation, None, kept

@@ -1,6 +1,6 @@
 """The tensor part of a step can be compiled whole and captured: nothing in it asks the host.
 
-Between two network evaluations a run stores the output and fills in rows (`FusedRows`). Which rows
+Between two network evaluations a run stores the output and fills in rows (`Products`). Which rows
 is known before the run, so the work is a fixed list of operations: no graph break under
 torch.compile, no value read back, no control flow that depends on data.
 """
@@ -15,24 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
 from logsnr.solvers import SOLVERS, Plan
-from logsnr.solvers.executors import FusedRows
+from logsnr.solvers.executor import Products
 
 NFE = 4
 # Operations by which a value reaches the host, or whose result's shape depends on data.
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
 
 
-def advance(rows: FusedRows, k: int, until: int, output: Tensor) -> Tensor:
+def advance(rows: Products, k: int, until: int, output: Tensor) -> Tensor:
     """What happens between two evaluations: the output of row k in, the state of row until out."""
-    rows.evaluate(k, output)
+    rows.evaluate(k, output, shared=True)
     for j in range(k + 1, until + 1):
         state = rows.combine(j, lambda term, like: like)
     return state
 
 
 def run_through(plan: Plan, step) -> list[Tensor]:
-    rows = FusedRows(plan, "epsilon", start())
-    rows.start(start())
+    rows = Products(plan, "epsilon", start())
     outputs = torch.randn(plan.nfe, *start().shape, generator=torch.Generator().manual_seed(2))
     ends = [*plan.evaluated[1:], len(plan.rows) - 1]
     pairs = zip(plan.evaluated, ends, outputs, strict=True)
@@ -62,8 +61,7 @@ def test_the_tensor_part_of_a_step_compiles_without_a_graph_break(solver):
         compiled = run_through(plan, torch.compile(advance, backend=backend, fullgraph=True))
         torch._dynamo.reset()
         report = torch._dynamo.explain(advance)
-        rows = FusedRows(plan, "epsilon", start())
-        rows.start(start())
+        rows = Products(plan, "epsilon", start())
         counted = report(rows, 0, plan.evaluated[1], start())
     torch._dynamo.reset()
     assert counted.graph_break_count == 0 and counted.graph_count == 1

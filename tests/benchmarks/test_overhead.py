@@ -34,8 +34,8 @@ AVAILABLE = [name for name, (_, _, solver) in PAIRS.items() if solver in SOLVERS
         ("ddim", 1, Count(operations=2, allocations=1, host_reads=0)),
         ("dpm-solver++", 2, Count(operations=2, allocations=1, host_reads=0)),
         ("dpm-solver++", 3, Count(operations=2, allocations=1, host_reads=0)),
-        ("unipc", 2, Count(operations=3, allocations=2, host_reads=0)),
-        ("unipc", 3, Count(operations=3, allocations=2, host_reads=0)),
+        ("unipc", 2, Count(operations=3, allocations=1, host_reads=0)),
+        ("unipc", 3, Count(operations=3, allocations=1, host_reads=0)),
     ],
 )
 def test_a_step_stores_an_output_and_forms_one_sum_a_row(config, solver, order, expected):

@@ -118,7 +118,7 @@ def test_a_second_evaluation_of_a_line_is_enough_for_the_secant(solver):
 def test_tensor_coefficients_take_the_same_sweeps(name, mode):
     denoise, x = exact_denoiser(MIXTURE, SCHEDULE, "epsilon"), normal(2, 4)
     plan = make_plan(name, SCHEDULE, nfe=10)
-    tensors = plan.with_coefficients(plan.coefficients())
+    tensors = plan.with_coefficients(plan.coefficients().requires_grad_())
     assert not tensors.numeric
     numbers_run = sample_parallel(denoise, x, plan, tolerance=1e-2, **mode)
     tensors_run = sample_parallel(denoise, x, tensors, tolerance=1e-2, **mode)

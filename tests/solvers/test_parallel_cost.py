@@ -127,7 +127,7 @@ def test_the_stand_in_is_the_exact_network_of_its_mixture() -> None:
 
 
 def test_tensor_coefficients_of_any_shape_are_predicted() -> None:
-    plan = PLAN.with_coefficients(PLAN.coefficients())
+    plan = PLAN.with_coefficients(PLAN.coefficients().requires_grad_())
     assert not plan.numeric and without_tensors(plan).numeric
     assert predict(plan, 10, 0.1) == predict(PLAN, 10, 0.1)
 
