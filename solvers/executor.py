@@ -40,7 +40,6 @@ class Executor(ABC):
     """
 
     lines: tuple[Line, ...]
-    _marked: tuple[str, ...]
     _derived: tuple[str, ...]
 
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
@@ -85,15 +84,13 @@ class Executor(ABC):
                 self.edited = Edit(edited, difference)
         self.waiting = edited
 
-    def rewind(self, mark: Mark) -> None:
-        """Back to where `mark` was called: before the last evaluation."""
-        for name, value in zip(self._marked, mark, strict=True):
-            setattr(self, name, copy(value) if isinstance(value, list) else value)
-
+    @abstractmethod
     def mark(self) -> Mark:
         """What `rewind` needs to evaluate the same row again, until another one is."""
-        values = (getattr(self, name) for name in self._marked)
-        return tuple(copy(value) if isinstance(value, list) else value for value in values)
+
+    @abstractmethod
+    def rewind(self, mark: Mark) -> None:
+        """Back to before the last evaluation."""
 
     @abstractmethod
     def _derive(self) -> None:
@@ -123,15 +120,16 @@ class Executor(ABC):
 class Products(Executor):
     """Rows of plain numbers: one matrix-vector product each."""
 
-    _marked = ("waiting", "state", "output", "edited")
     _derived = ("lines", "sums", "stores", "weights", "flat", "slots", "columns")
 
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
         super().__init__(plan, prediction, x)
+        self.shape = x.shape
         self.block = self.like.new_zeros(max(1, layout(plan).slots), x.numel())
+        self.scaled_first = x.device.type == "cpu" and x.numel() >= LARGE
         # Of the last evaluation, where rows read them.
-        self.state: Tensor | None = None
-        self.output: Tensor | None = None
+        self.state: Any = None
+        self.output: Any = None
         self._derive()
         self._put(0, self.waiting)
 
@@ -140,10 +138,15 @@ class Products(Executor):
         self.lines, self.sums, self.stores = layout(self.plan).lines, made.sums, made.stores
         self.weights = weights(self.plan, self.prediction, block.device, block.dtype)
         self.flat = block.unbind()
-        self.slots = [slot.view(self.like.shape) for slot in self.flat]
-        columns = {span: block[slice(*span)].t() for span in {s[2:] for s in self.sums}}
-        self.columns = [columns[s[2:]] for s in self.sums]
-        self.scaled_first = block.device.type == "cpu" and block.shape[1] >= LARGE
+        self.slots = [slot.view(self.shape) for slot in self.flat]
+        self.columns = [block[begin:end].t() for begin, end in made.spans]
+
+    def mark(self) -> Mark:
+        # An evaluation overwrites no slot that its own row or a later one reads.
+        return self.waiting, self.state, self.output, self.edited
+
+    def rewind(self, mark: Mark) -> None:
+        self.waiting, self.state, self.output, self.edited = mark
 
     def fork(self) -> Products:
         other = copy(self)
@@ -152,57 +155,46 @@ class Products(Executor):
         return other
 
     def evaluate(self, k: int, output: Tensor, *, shared: bool) -> None:
-        line, store, x = self.lines[k], self.stores[k], self.waiting
-        if line.keep is not None:
-            self.slots[line.keep].copy_(x)
-        if line.output is not None and store is not None:
-            ratio, state_first, _ = store
-            first, second = (x, output) if state_first else (output, x)
-            slot = self.slots[line.output]
-            if ratio == 0:
-                slot.copy_(first)
-            else:
-                torch.add(first, second, alpha=ratio, out=slot)
-        reads_state, reads_output = line.reads
-        self.state = x if reads_state else None
-        self.output = output if reads_output else None
+        slot, ratio, state_first, _, keep, reads = self.stores[k]
+        x = self.waiting
+        self.state, self.output = x if reads[0] else None, output if reads[1] else None
+        if keep is not None:
+            self.slots[keep].copy_(x)
+        if slot is None:
+            return
+        if ratio == 0:
+            self.slots[slot].copy_(x if state_first else output)
+        elif state_first:
+            torch.add(x, output, alpha=ratio, out=self.slots[slot])
+        else:
+            torch.add(output, x, alpha=ratio, out=self.slots[slot])
 
     def _sum(self, k: int) -> Tensor:
-        line, sum_, x, output = self.lines[k], self.sums[k], self.state, self.output
-        if sum_.begin < sum_.end:
-            result = self._product(k, None if line.slot is None else self.flat[line.slot])
-        elif x is not None:
-            result = torch.mul(x, sum_.state)
-            if output is not None:
-                result.add_(output, alpha=sum_.output)
+        state, output, span, slot, adds = self.sums[k]
+        if span is None:
+            result = torch.mul(self.like if self.state is None else self.state, state)
+            if output != 0:
+                result.add_(self.output, alpha=output)
         else:
-            result = torch.zeros_like(self.slots[0])
-        if line.adds:
+            # Under autocast these would run in half precision, unless they are told where to write.
+            flat = torch.empty_like(self.flat[0]) if slot is None else self.flat[slot]
+            if state == 0:
+                torch.mv(self.columns[span], self.weights[k], out=flat)
+            elif self.scaled_first:
+                torch.mul(self.state.reshape(-1), state, out=flat)
+                flat.addmv_(self.columns[span], self.weights[k])
+            else:
+                x = self.state.reshape(-1)
+                torch.addmv(x, self.columns[span], self.weights[k], beta=state, out=flat)
+            result = flat.view(self.shape)
+        if adds:
             row = self.plan.rows[k]
             result.add_(row.offset)
             for term, z in zip(row.noise, self.drawn, strict=True):
                 result.add_(z, alpha=term.scale)
-        if sum_.begin == sum_.end:
+        if span is None:
             self._put(k, result)
         return result
-
-    def _product(self, k: int, out: Tensor | None) -> Tensor:
-        # Under autocast these would run in half precision, unless they are told where to write.
-        out = torch.empty_like(self.flat[0]) if out is None else out
-        x, scale, columns, weights_ = (
-            self.state,
-            self.sums[k].state,
-            self.columns[k],
-            self.weights[k],
-        )
-        if x is None or scale == 0:
-            torch.mv(columns, weights_, out=out)
-        elif self.scaled_first:
-            torch.mul(x.reshape(-1), scale, out=out)
-            out.addmv_(columns, weights_)
-        else:
-            torch.addmv(x.reshape(-1), columns, weights_, beta=scale, out=out)
-        return out.view(self.like.shape)
 
     def _put(self, k: int, state: Tensor) -> None:
         slot = self.lines[k].slot
@@ -220,13 +212,13 @@ class Products(Executor):
             if j == k:
                 return self.waiting
             slot = lines[j].slot if lines[j].keep is None else lines[j].keep
-            return _given(self.state) if slot is None else self.slots[slot].clone()
+            return self.state if slot is None else self.slots[slot].clone()
 
         def output(j: int) -> Tensor:
-            store, slot = self.stores[j], lines[j].output
-            if store is None or slot is None:
-                return linear[j](_given(self.output), _given(self.state))
-            return self.slots[slot] * store.scale
+            store = self.stores[j]
+            if store.slot is None:
+                return linear[j](self.output, self.state)
+            return self.slots[store.slot] * store.scale
 
         other = Terms(self.plan, self.prediction, self.like)
         other.resume(k, state, output)
@@ -241,7 +233,6 @@ class Terms(Executor):
     event shape do not fit x.
     """
 
-    _marked = ("waiting", "values", "edited")
     _derived = ("lines", "maps", "sums", "offsets")
 
     def __init__(self, plan: Plan, prediction: str, x: Tensor):
@@ -260,6 +251,13 @@ class Terms(Executor):
             for line in self.lines
         ]
         self.offsets = [at_home(row.offset, like) for row in plan.rows]
+
+    def mark(self) -> Mark:
+        return self.waiting, list(self.values), self.edited
+
+    def rewind(self, mark: Mark) -> None:
+        self.waiting, values, self.edited = mark
+        self.values = list(values)
 
     def fork(self) -> Terms:
         other = copy(self)

@@ -74,20 +74,28 @@ class Layout:
 
 
 class Sum(NamedTuple):
-    """A row of W: state x + output out + weights . slots[begin:end]."""
+    """A row of W: state x + output out + weights . slots[spans[span]], put into ``slot``."""
 
     state: float
     output: float
-    begin: int
-    end: int
+    span: int | None
+    slot: int | None
+    adds: bool
 
 
 class Store(NamedTuple):
-    """How an output enters its slot: x + ratio out, or out + ratio x; g is ``scale`` times that."""
+    """What an evaluation stores. g is ``scale`` times what is put into its ``slot``,
 
+    x + ratio out if ``state_first``, else out + ratio x. ``keep`` is the slot of the state; for
+    ``reads`` see `Line`.
+    """
+
+    slot: int | None
     ratio: float
     state_first: bool
     scale: float
+    keep: int | None
+    reads: tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,10 @@ class Product:
     """W of every call, for one prediction type: ``weights`` are those of all rows in sequence."""
 
     sums: tuple[Sum, ...]
-    stores: tuple[Store | None, ...]
+    stores: tuple[Store, ...]
+    spans: tuple[tuple[int, int], ...]
     weights: Tensor
+    sizes: tuple[int, ...]
 
 
 def _once(plan: Plan, key: object, make: Callable[[], Made]) -> Made:
@@ -125,7 +135,7 @@ def weights(
     def make() -> tuple[Tensor, ...]:
         # What is sent from the host's memory need not be waited for.
         moved = made.weights.to(dtype).to(device, non_blocking=True)
-        return moved.split([s.end - s.begin for s in made.sums])
+        return moved.split(made.sizes)
 
     return _once(plan, (prediction, device, dtype), make)
 
@@ -226,11 +236,13 @@ def _sides(count: int) -> list[int]:
 
 def _product(plan: Plan, prediction: str) -> Product:
     lines, linear = layout(plan).lines, maps(plan, prediction)
-    stores: list[Store | None] = [None] * len(lines)
-    for k in plan.evaluated:
-        if lines[k].output is not None:
-            stores[k] = _store(*map(float, linear[k]))
-    sums, weights = [], []
+    nothing = Store(None, 0.0, False, 1.0, None, (False, False))
+    stores = [
+        _store(line, *map(float, linear[k])) if k in linear else nothing
+        for k, line in enumerate(lines)
+    ]
+    spans: list[tuple[int, int]] = []
+    sums, weights, sizes = [], [], []
     for line in lines:
         state = output = 0.0
         slots: dict[int, float] = {}
@@ -240,20 +252,25 @@ def _product(plan: Plan, prediction: str) -> Product:
             else:
                 slots[place] = slots.get(place, 0.0) + float(a)
         for place, j, b in line.outputs:
-            store = stores[j]
-            if store is None:
+            if place == OUTPUT:
                 state += float(b) * float(linear[j].x)
                 output += float(b) * float(linear[j].out)
             else:
-                slots[place] = slots.get(place, 0.0) + float(b) * store.scale
-        begin, end = (min(slots), max(slots) + 1) if slots else (0, 0)
-        sums.append(Sum(state, output, begin, end))
-        weights += [slots.get(slot, 0.0) for slot in range(begin, end)]
-    return Product(tuple(sums), tuple(stores), torch.tensor(weights, dtype=torch.float64))
+                slots[place] = slots.get(place, 0.0) + float(b) * stores[j].scale
+        span = (min(slots), max(slots) + 1) if slots else None
+        if span is not None and span not in spans:
+            spans.append(span)
+        index = None if span is None else spans.index(span)
+        sums.append(Sum(state, output, index, line.slot, line.adds))
+        weights += [slots.get(slot, 0.0) for slot in range(*span or (0, 0))]
+        sizes.append(len(range(*span or (0, 0))))
+    numbers = torch.tensor(weights, dtype=torch.float64)
+    return Product(tuple(sums), tuple(stores), tuple(spans), numbers, tuple(sizes))
 
 
-def _store(out: float, state: float) -> Store:
+def _store(line: Line, out: float, state: float) -> Store:
     """g = P out + Q x by one operation: the larger of P and Q goes into the weights."""
     if abs(state) * 1e6 > abs(out):
-        return Store(out / state, True, state)
-    return Store(state / out if out else 0.0, False, out)
+        return Store(line.output, out / state, True, state, line.keep, line.reads)
+    ratio = state / out if out else 0.0
+    return Store(line.output, ratio, False, out, line.keep, line.reads)

@@ -27,7 +27,7 @@ def overhead(
 
     Example: logsnr overhead --shape 1x4x64x64 --runs 50 --out overhead.json
     """
-    from logsnr.benchmarks.studies.overhead import PAIRS, measure, parse_shape, table, traffic
+    from logsnr.benchmarks.studies.overhead import PAIRS, ROWS, measure, parse_shape, table, traffic
 
     with options():
         shapes = [parse_shape(text) for text in shape or ("1x4x8x8", "8x4x128x128")]
@@ -38,7 +38,7 @@ def overhead(
         for name, size in jobs:
             costs.append(measure(name, size, runs))
             update(len(costs), f"{name} {'x'.join(map(str, size))}")
-        sums = {size: traffic(size, runs) for size in shapes}
+        sums = {(size, row): traffic(size, runs, row) for size in shapes for row in ROWS}
         text = json.dumps([cost.record() for cost in costs], indent=2)
         if out is not None:
             out.write_text(text + "\n")
@@ -48,8 +48,8 @@ def overhead(
     from rich.console import Console
 
     Console().print(table(costs))
-    for size, (combine, copy) in sums.items():
+    for (size, row), (combine, copy) in sums.items():
         typer.echo(
-            f"one row of 4 terms at {'x'.join(map(str, size))}: {combine:.1f} µs, "
+            f"one row of 4 terms from {row}, at {'x'.join(map(str, size))}: {combine:.1f} µs, "
             f"{combine / copy:.2f} times a copy of as many bytes ({copy:.1f} µs)"
         )

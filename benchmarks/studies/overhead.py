@@ -27,6 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.cli.overhead import overhead as overhead
+from logsnr.solvers import VPLinear, make_plan
+from logsnr.solvers.executor import Products
+from logsnr.solvers.noise import noise_source
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 20
@@ -195,29 +198,36 @@ def keep_freed_memory() -> None:
             library.mallopt(mmap_threshold, 2**30)
 
 
-@torch.no_grad()
-def traffic(shape: Sequence[int], runs: int, outputs: int = 3) -> tuple[float, float]:
-    """Median microseconds of one sum of a state and ``outputs`` outputs, and of a copy.
+ROWS = {"a state that is held": ("unipc", 2), "the state handed out": ("deis", 3)}
+"""What the rows of `traffic` start from, each a state and three outputs: solver and order."""
 
-    The sum reads outputs + 1 tensors and writes one; the copy reads and writes as many bytes.
+
+@torch.no_grad()
+def traffic(
+    shape: Sequence[int], runs: int, row: str = "a state that is held"
+) -> tuple[float, float]:
+    """Median microseconds of a row of ``ROWS``, and of a copy.
+
+    The row reads four tensors and writes one; the copy reads and writes as many bytes.
     """
-    size = torch.Size(shape).numel()
-    state, result = torch.randn(2, size)
-    columns, weights = torch.randn(outputs, size).t(), torch.randn(outputs)
-    source = torch.randn(size * (outputs + 2) // 2)
+    x, output = torch.randn(2, *shape)
+    solver, order = ROWS[row]
+    plan = make_plan(solver, VPLinear(), nfe=6, order=order)
+    executor = Products(plan, "epsilon", x)
+    at = next(k for k in range(4, len(plan.rows)) if len(plan.rows[k].outputs) == 3)
+    for k in range(at):
+        if k > 0:
+            executor.combine(k, noise_source(None))
+        if plan.rows[k].evaluated:
+            executor.evaluate(k, output, shared=False)
+    source = torch.randn(x.numel() * 5 // 2)
     target = torch.empty_like(source)
     keep_freed_memory()
     times: tuple[list[float], list[float]] = ([], [])
+    jobs = (lambda: executor.again(at), lambda: target.copy_(source))
     with one_thread():
         for _ in range(10 * runs + 1):
-            for job, taken in zip(
-                (
-                    lambda: torch.addmv(state, columns, weights, beta=0.5, out=result),
-                    lambda: target.copy_(source),
-                ),
-                times,
-                strict=True,
-            ):
+            for job, taken in zip(jobs, times, strict=True):
                 begin = perf_counter()
                 job()
                 taken.append(1e6 * (perf_counter() - begin))
