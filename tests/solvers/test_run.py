@@ -1,4 +1,4 @@
-"""The runner: its protocol, its two executors (`Products` and `Terms`), noise, edits, dtypes, and independence of runs."""
+"""The runner: its protocol, its two executors, noise, edits, dtypes, and independence of runs."""
 
 from __future__ import annotations
 
