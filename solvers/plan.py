@@ -16,93 +16,44 @@ Every row of a consistent solver must be exact for a model whose x0 and eps are 
 then x_j = alpha_j x0 + sigma_j eps along the whole path. Reading off both coefficients,
 
     sum_j A alpha_j + sum_j B (w_j + q_j alpha_j) = alpha_k
-    sum_j A sigma_j + sum_j B (u_j + q_j sigma_j) = sigma_k      (with noise: squares add)
+    sum_j A sigma_j + sum_j B (u_j + q_j sigma_j) = sigma_k
 
-which is checked when a Plan is built.
+which is checked when a Plan is built; see `identities`, also for rows with noise, whose variances
+add to sigma_k^2.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .identities import check_identities
+from .node import DATA, NOISE, VELOCITY, Coefficient, Node, Target
+from .noise_terms import MOMENTS, Noise
+from .plan_files import load_plan, save_plan
+from .plan_table import table
+from .rows import Row
+from .scalar import plain
 from .starts import start_states
 
-Coefficient = float | Tensor
-
-IDENTITY_TOLERANCE = 1e-9
-_FORMAT = "logsnr-plan-1"
-
-
-class Node(NamedTuple):
-    """A point of the noise schedule: time, signal scale and noise scale, float64."""
-
-    t: float
-    alpha: float
-    sigma: float
-
-    @property
-    def lam(self) -> float:
-        """lambda = log(alpha / sigma); -inf at alpha = 0, +inf at sigma = 0."""
-        if self.sigma == 0:
-            return math.inf
-        return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
-
-
-class Target(NamedTuple):
-    """g = eps * (noise prediction) + data * (data prediction) + x * (state)."""
-
-    eps: Coefficient
-    data: Coefficient
-    x: Coefficient
-
-
-DATA = Target(0.0, 1.0, 0.0)
-NOISE = Target(1.0, 0.0, 0.0)
-VELOCITY = Target(1.0, -1.0, 0.0)
-"""eps - x0, the derivative of x in t along the straight path of flow matching."""
-
-
-class Noise(NamedTuple):
-    """scale * z, where z is the standardised Brownian increment over [lam_from, lam_to]."""
-
-    scale: float
-    lam_from: float
-    lam_to: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a Plan; see the module's text for the formula.
-
-    ``states`` and ``outputs`` list (row index, coefficient) with indices of earlier rows;
-    ``target`` is None for a row that is not evaluated.
-    """
-
-    node: Node
-    states: tuple[tuple[int, Coefficient], ...] = ()
-    outputs: tuple[tuple[int, Coefficient], ...] = ()
-    target: Target | None = None
-    offset: Coefficient = 0.0
-    noise: tuple[Noise, ...] = ()
-
-    @property
-    def evaluated(self) -> bool:
-        return self.target is not None
-
-    def coefficients(self) -> list[Coefficient]:
-        """A's, then B's, in order."""
-        return [c for _, c in self.states] + [c for _, c in self.outputs]
+__all__ = [
+    "DATA",
+    "NOISE",
+    "VELOCITY",
+    "Coefficient",
+    "Node",
+    "Noise",
+    "Plan",
+    "Row",
+    "Target",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +113,14 @@ class Plan:
     @cached_property
     def numeric(self) -> bool:
         """Whether every coefficient is a single number that needs no gradient."""
-        numbers = (c for row in self.rows for c in _numbers(row))
+        numbers = (c for row in self.rows for c in row.numbers())
         return not any(isinstance(c, Tensor) and (c.ndim > 0 or c.requires_grad) for c in numbers)
 
     @property
     def requires_grad(self) -> bool:
         """Whether a gradient is wanted with respect to some coefficient."""
         return any(
-            isinstance(c, Tensor) and c.requires_grad for row in self.rows for c in _numbers(row)
+            isinstance(c, Tensor) and c.requires_grad for row in self.rows for c in row.numbers()
         )
 
     def coefficients(self) -> Tensor:
@@ -240,70 +191,12 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as safetensors: numbers exactly as they are, tensors beside them."""
-        tensors: dict[str, Tensor] = {}
-
-        def encode(value: Coefficient) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            name = f"coefficient{len(tensors)}"
-            tensors[name] = value.detach().cpu().contiguous().clone()
-            return {"tensor": name}
-
-        rows = [
-            {
-                "node": row.node,
-                "states": [(j, encode(c)) for j, c in row.states],
-                "outputs": [(j, encode(c)) for j, c in row.outputs],
-                "target": None if row.target is None else [encode(c) for c in row.target],
-                "offset": encode(row.offset),
-                "noise": row.noise,
-            }
-            for row in self.rows
-        ]
-        body = {
-            "format": _FORMAT,
-            "solver": self.solver,
-            "options": dict(self.options),
-            "consistent": self.consistent,
-            "rows": rows,
-        }
-        tensors["nodes"] = torch.tensor([row.node for row in self.rows], dtype=torch.float64)
-        save_file(tensors, path, metadata={"plan": json.dumps(body)})
+        save_plan(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan written by ``save``; it is validated anew. ValueError for another file."""
-        try:
-            opened = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(f"path={str(path)!r} is not a saved plan: {error}") from error
-        with opened as file:
-            body = json.loads((file.metadata() or {}).get("plan", "{}"))
-            if body.get("format") != _FORMAT:
-                raise ValueError(f"path={str(path)!r} is not a saved plan ({_FORMAT})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-
-        def decode(value: Any) -> Coefficient:
-            return tensors[value["tensor"]] if isinstance(value, dict) else float(value)
-
-        rows = tuple(
-            Row(
-                node=Node(*row["node"]),
-                states=tuple((j, decode(c)) for j, c in row["states"]),
-                outputs=tuple((j, decode(c)) for j, c in row["outputs"]),
-                target=None if row["target"] is None else Target(*map(decode, row["target"])),
-                offset=decode(row["offset"]),
-                noise=tuple(Noise(*entry) for entry in row["noise"]),
-            )
-            for row in body["rows"]
-        )
-        return cls(rows, body["solver"], body["options"], body["consistent"])
-
-
-def _numbers(row: Row) -> Iterable[Coefficient]:
-    yield from row.coefficients()
-    yield from row.target or ()
-    yield row.offset
+        return cls(*load_plan(path))
 
 
 def validate(plan: Plan) -> None:
@@ -324,79 +217,20 @@ def validate(plan: Plan) -> None:
                     raise ValueError(f"row {k}: {name} refers to row {j}; allowed are 0..{k - 1}")
                 if name == "outputs" and not rows[j].evaluated:
                     raise ValueError(f"row {k}: outputs refers to row {j}, which is not evaluated")
-        plain = [c for c in _numbers(row) if not isinstance(c, Tensor)]
-        if not all(map(math.isfinite, [*row.node, *plain, *(n.scale for n in row.noise)])):
+        single = [c for c in row.numbers() if not isinstance(c, Tensor)]
+        if not all(map(math.isfinite, single)):
             raise ValueError(f"row {k} has a number that is not finite: {row}")
+        for term in row.noise:
+            _check_noise(k, term)
     if plan.consistent:
-        for k in range(1, len(rows)):
-            residual = identity_residual(rows, k)
-            if not residual <= IDENTITY_TOLERANCE:
-                raise ValueError(f"row {k} breaks its identities by {residual:.2e}: {rows[k]}")
+        check_identities(rows)
 
 
-def identity_residual(rows: Sequence[Row], k: int) -> float:
-    """How far row k is from the identities of the module's text.
-
-    Relative to alpha_k, sigma_k and to the largest term that was summed, so that it measures
-    rounding and not the size of the schedule.
-    """
-    row = rows[k]
-    signal: list[float] = []
-    noise: list[float] = []
-    for j, a in row.states:
-        signal.append(float(a) * rows[j].node.alpha)
-        noise.append(float(a) * rows[j].node.sigma)
-    for j, b in row.outputs:
-        target, node = rows[j].target, rows[j].node
-        assert target is not None
-        u, w, q = (float(c) for c in target)
-        signal.append(float(b) * (w + q * node.alpha))
-        noise.append(float(b) * (u + q * node.sigma))
-    added = sum(n.scale**2 for n in row.noise)
-    sigma = math.sqrt(max(row.node.sigma**2 - added, 0.0)) if added else row.node.sigma
-    return max(
-        abs(math.fsum(terms) - wanted) / max([1e-300, abs(wanted), *map(abs, terms)])
-        for terms, wanted in ((signal, row.node.alpha), (noise, sigma))
-    )
-
-
-def _show(value: Coefficient) -> str:
-    if isinstance(value, Tensor):
-        return f"{float(value):+.5g}" if value.ndim == 0 else f"tensor{tuple(value.shape)}"
-    return f"{value:+.5g}"
-
-
-def _role(target: Target | None) -> str:
-    if target is None:
-        return ""
-    return {DATA: "x0", NOISE: "eps", VELOCITY: "v"}.get(target, "g") if _plain(target) else "g"
-
-
-def _plain(target: Target) -> bool:
-    return not any(isinstance(c, Tensor) for c in target)
-
-
-def table(plan: Plan) -> str:
-    """The plan as text: a line a row with its node, what it evaluates and what it combines."""
-    head = ("row", "t", "lambda", "alpha", "sigma", "calls", "x_k =")
-    lines: list[tuple[str, ...]] = [head]
-    for k, row in enumerate(plan.rows):
-        terms = [f"{_show(a)} x{j}" for j, a in row.states]
-        terms += [f"{_show(b)} g{j}" for j, b in row.outputs]
-        if isinstance(row.offset, Tensor) or row.offset:
-            terms.append(_show(row.offset))
-        terms += [f"{_show(n.scale)} z" for n in row.noise]
-        node = row.node
-        cells = (f"{v:.6g}" for v in (node.t, node.lam, node.alpha, node.sigma))
-        lines.append((str(k), *cells, _role(row.target), "  ".join(terms) or "start"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(
-            cell.ljust(w) if i >= len(head) - 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    options = ", ".join(f"{key}={value!r}" for key, value in plan.options.items())
-    title = f"{plan.solver or 'plan'}({options}): {plan.nfe} NFE, {len(plan.rows)} rows"
-    return "\n".join([title, *text])
+def _check_noise(k: int, term: Noise) -> None:
+    start, end = plain(term.start), plain(term.end)
+    if math.isnan(start) or math.isnan(end) or start == end:
+        raise ValueError(f"row {k}: {term} needs an interval of the clock, start and end apart")
+    if not isinstance(term.clock, str) or not term.clock:
+        raise ValueError(f"row {k}: clock={term.clock!r} is not the name of a clock")
+    if term.moment not in MOMENTS:
+        raise ValueError(f"row {k}: moment={term.moment!r}: choose one of {MOMENTS}")

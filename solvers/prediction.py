@@ -60,7 +60,7 @@ def to_data(prediction: str, node: Node) -> Linear:
 
     Raises ValueError where it does not exist: from epsilon or the score at alpha = 0.
     """
-    _, alpha, sigma = node
+    alpha, sigma = node.alpha, node.sigma
     if prediction == "sample":
         return Linear(1.0, 0.0)
     if prediction == "v_prediction":
@@ -109,7 +109,7 @@ def to_noise(prediction: str, node: Node) -> Linear:
 
     Raises ValueError where it does not exist: from the data prediction at sigma = 0.
     """
-    _, alpha, sigma = node
+    alpha, sigma = node.alpha, node.sigma
     if prediction == "epsilon":
         return Linear(1.0, 0.0)
     if prediction == "score":

@@ -111,7 +111,7 @@ def _dense(entries: Sequence[Sequence[tuple[int, Coefficient]]]) -> Tensor:
 def gaussian_slope(target: Target, node: Node, data_scale: float) -> Coefficient:
     """J = dg/dx at ``node`` for data N(0, data_scale^2), inf allowed; see the module's text."""
     u, w, q = target
-    _, alpha, sigma = node
+    alpha, sigma = node.alpha, node.sigma
     if math.isinf(data_scale) and not is_pure_noise("data", node):
         return w / alpha + q
     signal = 0.0 if is_pure_noise("data", node) else alpha * data_scale**2

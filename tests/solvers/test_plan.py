@@ -35,7 +35,7 @@ from logsnr.solvers import (
     make_plan,
     sample,
 )
-from logsnr.solvers.plan import identity_residual
+from logsnr.solvers.identities import identity_residual
 
 REGULAR = {"schedule": SCHEDULES["vp_linear"], "nfe": NFE, "spacing": "logsnr"}
 SINGULAR = {"schedule": SCHEDULES["flow"], "nfe": NFE, "spacing": "time"}
@@ -71,9 +71,8 @@ def test_identity_residual_is_what_the_formula_says():
     ]
     signal = 0.3 * 0.1 + 0.7 * 0.4 + 0.2 * (0.25 + 2.0 * 0.1)
     noise = 0.3 * 0.99 + 0.7 * 0.9 + 0.2 * (0.5 + 2.0 * 0.99) + 0.1 * 1.0
-    deterministic = math.sqrt(0.6**2 - 0.5**2)
-    largest = 0.7 * 0.9
-    expected = max(abs(signal - 0.8) / 0.8, abs(noise - deterministic) / largest)
+    variance, largest = noise**2 + 0.5**2, 0.7 * 0.9
+    expected = max(abs(signal - 0.8) / 0.8, abs(variance - 0.6**2) / (2 * largest**2))
     assert identity_residual(rows, 2) == pytest.approx(expected, rel=1e-12)
 
 

@@ -26,7 +26,7 @@ X0, EPS = normal(5, 4, seed=1), normal(5, 4, seed=2)
 
 def prediction_of(kind: str, node: Node, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """What a perfect network of this kind returns, from the definitions in the papers."""
-    _, alpha, sigma = node
+    alpha, sigma = node.alpha, node.sigma
     if kind == "epsilon":
         return eps
     if kind == "sample":
