@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..registry import check_choice, check_kind
-from .system import UPDATES
+from .fixed_point import UPDATES
 
 ACCELERATIONS = (None, "secant")
 

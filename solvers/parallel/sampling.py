@@ -17,7 +17,7 @@ from ..requests import Evaluate, drive_batches, evaluator
 from .cost import predict, warn_if_slower
 from .options import check_options
 from .sweeps import Init, ParallelStats, Sweep, picard
-from .system import system
+from .fixed_point import system
 
 
 def sample_parallel(

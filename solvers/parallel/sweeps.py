@@ -34,18 +34,7 @@ from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
 from ..requests import Batch
 from .acceptance import SHARE, Changes, changes, errors_left, settled, variances
-from .system import (
-    Frame,
-    Secants,
-    System,
-    at_home,
-    frame,
-    gaussian_slope,
-    substitute,
-    sweep,
-    system,
-    targets,
-)
+from .fixed_point import (Frame, Secants, System, at_home, frame, gaussian_slope, substitute, sweep, system, targets)
 
 Init = Callable[[Node], Tensor]
 """A node -> a guess (B, *event) of the states there."""
