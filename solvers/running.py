@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, check_start
-from .executor import Executor, executor_for
+from .executor import Executor
 from .noise import NoiseSource, check_noise, noise_source
 from .plan import Node, Plan
-from .prediction import check_prediction, to_data
+from .prediction import check_prediction, check_signals, to_data
+from .products import Products
 from .progress import progress_bar
 from .requests import Evaluation, drive, single
 from .state_edits import version
+from .terms import Terms
 
 Run = Generator[Evaluation, Tensor | None, Tensor]
 
@@ -51,6 +53,19 @@ def run(
     # One copy is the run's own, one is handed out: x is the caller's.
     executor = executor_for(plan, x.clone(), prediction, differentiable=differentiable)
     return proceed(executor, x.clone(), noise_source(noise))
+
+
+def executor_for(
+    plan: Plan, x: Tensor, prediction: str, *, differentiable: bool = False
+) -> Products | Terms:
+    """What fills in the rows of ``plan`` from the start state x.
+
+    Raises ValueError where the network's prediction tells nothing of what a row asks for.
+    """
+    check_signals(plan, prediction, x.dtype)
+    if plan.numeric and not differentiable:
+        return Products(plan, prediction, x)
+    return Terms(plan, prediction, x)
 
 
 def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 0) -> Run:

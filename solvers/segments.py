@@ -109,8 +109,8 @@ class Product:
     sizes: tuple[int, ...]
 
 
-def _once(plan: Plan, key: object, make: Callable[[], Made]) -> Made:
-    """What ``make`` makes of the plan, kept with it."""
+def made_once(plan: Plan, key: object, make: Callable[[], Made]) -> Made:
+    """What ``make`` makes of the plan; kept with it, and gone with it."""
     if key not in plan.compiled:
         plan.compiled[key] = make()
     return plan.compiled[key]
@@ -118,12 +118,12 @@ def _once(plan: Plan, key: object, make: Callable[[], Made]) -> Made:
 
 def layout(plan: Plan) -> Layout:
     """Where every value of a run is kept."""
-    return _once(plan, "layout", lambda: _layout(plan))
+    return made_once(plan, "layout", lambda: _layout(plan))
 
 
 def product(plan: Plan, prediction: str) -> Product:
     """The numbers of a plan of numbers, whose network's outputs are of type ``prediction``."""
-    return _once(plan, ("product", prediction), lambda: _product(plan, prediction))
+    return made_once(plan, ("product", prediction), lambda: _product(plan, prediction))
 
 
 def weights(
@@ -137,7 +137,7 @@ def weights(
         moved = made.weights.to(dtype).to(device, non_blocking=True)
         return moved.split(made.sizes)
 
-    return _once(plan, (prediction, device, dtype), make)
+    return made_once(plan, (prediction, device, dtype), make)
 
 
 def maps(plan: Plan, prediction: str) -> dict[int, Linear]:
@@ -152,7 +152,7 @@ def maps(plan: Plan, prediction: str) -> dict[int, Linear]:
         return found
 
     # A graph can be walked through once only.
-    return make() if plan.requires_grad else _once(plan, ("maps", prediction), make)
+    return make() if plan.requires_grad else made_once(plan, ("maps", prediction), make)
 
 
 def last_uses(plan: Plan) -> tuple[list[int], list[int]]:

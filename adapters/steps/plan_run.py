@@ -11,10 +11,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from logsnr.solvers import Evaluation, Node, Noise, Plan
-from logsnr.solvers.executor import Mark, executor_for
+from logsnr.solvers.executor import Mark
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
-from logsnr.solvers.running import proceed, version
+from logsnr.solvers.running import executor_for, proceed, version
 
 
 class PlanRun:

@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.cli.overhead import overhead as overhead
 from logsnr.solvers import VPLinear, make_plan
-from logsnr.solvers.executor import Products
 from logsnr.solvers.noise import noise_source
+from logsnr.solvers.products import Products
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 20

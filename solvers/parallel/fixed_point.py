@@ -24,20 +24,7 @@ every sweep. How fast the others follow depends on how well L approximates Phi'.
 s = 0 freezes the data predictions, s = inf the noise predictions; s = 1 with a
 variance-preserving schedule freezes the v-predictions.
 
-**Secants.** Two evaluations of row j, at x_j and before, tell more about the network: with
-dx and dg their differences, s = dx / |dx| and r = (dg - J dx) / |dx|, Powell's symmetric update
-
-    J_j + r s^T + s (r - q s)^T,      q = s^T r,
-
-reproduces what was seen and is the smallest change of J_j that does so and is symmetric, as the
-slope of an exact network is (J = alpha / sigma^2 Cov(x0 | x) for data predictions; Powell 1970).
-There is one pair for each sample and row. L keeps its form: with the matrix K = M B, the numbers
-(a, b)_j = (s, r)_j^T (y_j - x_j), and the sweep without secants y_0,
-
-    y = y_0 + K (s f + r h),      f_j = b_j - q_j a_j,   h_j = a_j,
-    (a, b)_j = (s, r)_j^T ((y_0 - x)_j + sum_i K[j,i] (s_i f_i + r_i h_i)),
-
-a triangular system with two unknowns a row.
+Secants add to J what two evaluations of a point say about the network: see `secants`.
 """
 
 from __future__ import annotations
@@ -46,14 +33,17 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..methods.pure_noise import is_pure_noise
 from ..plan import Coefficient, Node, Plan, Target
-from ..prediction import Linear, to_target
+from ..prediction import Linear, at_home
+from ..segments import made_once, maps
+from ..terms import combination
+from .secants import Secants
 
 UPDATES = ("semilinear", "literal")
 
@@ -84,20 +74,19 @@ class System:
         return full[:, list(self.plan.evaluated)]
 
 
-@lru_cache(maxsize=16)
-def system(plan: Plan, prediction: str) -> System:
-    """The system of ``plan`` for a network of this prediction type; computed once."""
-    rows = plan.rows
-    maps = {}
-    for k in plan.evaluated:
-        target = rows[k].target
-        assert target is not None
-        maps[k] = to_target(prediction, rows[k].node, target)
-    oldest = list(range(len(rows)))
-    for k in range(len(rows) - 2, -1, -1):
-        used = [j for j, _ in (*rows[k + 1].states, *rows[k + 1].outputs)]
-        oldest[k] = min([k, oldest[k + 1], *used])
-    return System(plan, (*plan.evaluated, len(rows) - 1), maps, tuple(oldest))
+def system_of(plan: Plan, prediction: str) -> System:
+    """The system of ``plan`` for a network of this prediction type; made once."""
+
+    def make() -> System:
+        rows = plan.rows
+        oldest = list(range(len(rows)))
+        for k in range(len(rows) - 2, -1, -1):
+            used = [j for j, _ in (*rows[k + 1].states, *rows[k + 1].outputs)]
+            oldest[k] = min([k, oldest[k + 1], *used])
+        points = (*plan.evaluated, len(rows) - 1)
+        return System(plan, points, maps(plan, prediction), tuple(oldest))
+
+    return made_once(plan, ("system", prediction), make)
 
 
 def _dense(entries: Sequence[Sequence[tuple[int, Coefficient]]]) -> Tensor:
@@ -123,8 +112,7 @@ def targets(system: System, rows: Sequence[int], outputs: Tensor, states: Tensor
     """g (len(rows), B, *event) from the network's outputs at ``states`` of ``rows``."""
     result = torch.empty_like(states)
     for i, k in enumerate(rows):
-        out, state = (at_home(c, states) for c in system.maps[k])
-        result[i] = out * outputs[i].to(states.dtype) + state * states[i]
+        result[i] = system.maps[k].beside(states)(outputs[i], states[i])
     return result
 
 
@@ -155,17 +143,6 @@ def frame(system: System, begin: int, end: int) -> Frame:
     final, last = system.points[begin], system.points[end]
     first = system.oldest[final]
     return Frame(begin, end, first, final, last, bisect_left(system.points, first))
-
-
-@dataclass(frozen=True, eq=False)
-class Secants:
-    """Symmetric corrections of the slopes at the points begin .. begin + len(pairs) - 1.
-
-    ``pairs`` (points, 2, B, *event) are s and r of the module's text.
-    """
-
-    begin: int
-    pairs: Tensor
 
 
 def sweep(
@@ -204,7 +181,10 @@ def sweep(
     if added is not None:
         result.addmm_(inverse, added.flatten(1))
     if secants is not None:
-        _correct(system, frame, x, result, of_g, secants)
+        points = range(secants.begin, secants.begin + len(secants.pairs))
+        rows = torch.tensor([system.points[p] for p in points], device=x.device)
+        k = of_g[:, secants.begin - frame.past :][:, : len(points)]
+        secants.correct(result, k, rows - frame.final - 1, x[rows - frame.first])
     return result.view(-1, *x.shape[1:])
 
 
@@ -243,38 +223,6 @@ def _spread(system: System, frame: Frame, slopes: Sequence[Coefficient]) -> Tens
     return result
 
 
-def _correct(
-    system: System, frame: Frame, x: Tensor, y: Tensor, of_g: Tensor, secants: Secants
-) -> None:
-    """Add K (s f + r h) to the flattened new rows y in place; see the module's text."""
-    count = len(secants.pairs)
-    inner = range(secants.begin, secants.begin + count)
-    rows = torch.tensor([system.points[p] for p in inner], device=x.device)
-    k = of_g[:, secants.begin - frame.past :][:, :count]
-    old = x[rows - frame.first].flatten(2)
-    moved = y[rows - frame.final - 1].view_as(old) - old
-    # Samples first, s and r of a point side by side: (B, 2 points, D).
-    pairs = secants.pairs.flatten(3)
-    sides = pairs.permute(2, 0, 1, 3).flatten(1, 2)
-    products = torch.bmm(sides, sides.mT, out=x.new_empty(len(sides), 2 * count, 2 * count))
-    q = products.diagonal(1, 1, 2)[:, ::2]
-    seen = torch.stack([(side * moved).sum(2) for side in pairs.unbind(1)], dim=1)
-    seen = seen.permute(2, 0, 1).flatten(1)[:, :, None]
-    coupling = products * k[rows - frame.final - 1].repeat_interleave(2, 0).repeat_interleave(2, 1)
-
-    def weights(ab: Tensor) -> Tensor:
-        """(f, h) of each point in place of its (a, b)."""
-        a, b = ab[:, ::2], ab[:, 1::2]
-        return torch.stack([b - q[:, :, None] * a, a], dim=2).flatten(1, 2)
-
-    identity = torch.eye(2 * count, dtype=x.dtype, device=x.device)
-    solved = torch.linalg.solve_triangular(
-        identity - weights(coupling), weights(seen), upper=False, unitriangular=True
-    )
-    f, h = solved.view(len(solved), count, 2, 1).permute(2, 1, 0, 3)
-    y.addmm_(k, (f * pairs[:, 0]).addcmul_(h, pairs[:, 1]).flatten(1))
-
-
 def _row_by_row(
     system: System,
     frame: Frame,
@@ -293,15 +241,7 @@ def _row_by_row(
         if slopes is None or p <= frame.begin:
             return result
         result = result + at_home(slopes[p], x) * moved
-        if secants is not None and 0 <= p - secants.begin < len(secants.pairs):
-            s, r = secants.pairs[p - secants.begin]
-
-            def along(first: Tensor, second: Tensor) -> Tensor:
-                return (first * second).flatten(1).sum(1).view(-1, *[1] * (s.ndim - 1))
-
-            a = along(s, moved)
-            result = result + a * r + (along(r, moved) - along(s, r) * a) * s
-        return result
+        return result if secants is None else result + secants.change(p, moved)
 
     if slopes is not None:
         return substitute(system.plan, frame.new, x, frame.first, linearised, added)
@@ -337,17 +277,13 @@ def substitute(
     states = {k: x[k - first] for k in range(first, new.start)}
     cached: dict[int, Tensor] = {}
     for i, k in enumerate(range(new.start, new.stop)):
-        total = torch.zeros_like(x[0]) if added is None else added[i].clone()
-        for j, a in plan.rows[k].states:
-            total += at_home(a, x) * states[j]
-        for j, b in plan.rows[k].outputs:
+        row = plan.rows[k]
+        for j, _ in row.outputs:
             if j not in cached:
                 cached[j] = target(j, states[j])
-            total += at_home(b, x) * cached[j]
-        states[k] = total
+        terms = [(at_home(a, x), states[j]) for j, a in row.states]
+        terms += [(at_home(b, x), cached[j]) for j, b in row.outputs]
+        states[k] = combination(
+            terms or [(0.0, x[0])], torch.zeros_like(x[0]) if added is None else added[i]
+        )
     return torch.stack([states[k] for k in range(new.start, new.stop)])
-
-
-def at_home(value: Coefficient, like: Tensor) -> Coefficient:
-    """A coefficient where and as precise as ``like``."""
-    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value

@@ -15,9 +15,9 @@ from ..prediction import check_signals
 from ..progress import progress_bar
 from ..requests import Evaluate, drive_batches, evaluator
 from .cost import predict, warn_if_slower
+from .fixed_point import system_of
 from .options import check_options
 from .sweeps import Init, ParallelStats, Sweep, picard
-from .fixed_point import system
 
 
 def sample_parallel(
@@ -86,7 +86,7 @@ def sample_parallel(
         raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
     check_options(window, tolerance, update, acceleration, data_scale)
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
-    system(plan, prediction)  # raises where the prediction gives no target
+    system_of(plan, prediction)  # raises where the prediction gives no target
     check_signals(plan, prediction, x_T.dtype)
     check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
     if len(x_T) == 0:

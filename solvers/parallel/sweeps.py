@@ -4,7 +4,7 @@ The points 0..n of a plan are its n evaluated rows and the sample. A window of p
 holds a guess of every state; that of ``begin`` is final. A sweep
 
 1. calls the network at all points of the window at once (a `Batch` is yielded);
-2. computes the states of the points begin + 1 .. end anew from those outputs (see `system`);
+2. computes the states of the points begin + 1 .. end anew from those outputs (see `fixed_point`);
 3. accepts the points begin + 1, begin + 2, .. as long as they have settled for every sample, and
    moves ``begin`` to the first that has not; it accepts all of them once the sample is as exact as
    the tolerance asks for (see `acceptance`).
@@ -24,7 +24,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +33,18 @@ from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
 from ..requests import Batch
 from .acceptance import SHARE, Changes, changes, errors_left, settled, variances
-from .fixed_point import (Frame, Secants, System, at_home, frame, gaussian_slope, substitute, sweep, system, targets)
+from .fixed_point import (
+    Frame,
+    System,
+    at_home,
+    frame,
+    gaussian_slope,
+    substitute,
+    sweep,
+    system_of,
+    targets,
+)
+from .secants import Evaluated, Secants, measured
 
 Init = Callable[[Node], Tensor]
 """A node -> a guess (B, *event) of the states there."""
@@ -104,7 +114,7 @@ def picard(
     and what it took. States and targets are kept in float32 or better; every state handed out has
     x's dtype.
     """
-    parts, n = system(plan, prediction), plan.nfe
+    parts, n = system_of(plan, prediction), plan.nfe
     size = n if window is None else min(window, n)
     gaussian = _slopes(plan, data_scale)
     slopes = None if update == "literal" else gaussian
@@ -141,8 +151,7 @@ def picard(
         if acceleration is not None and slopes is not None:
             now = Evaluated(begin, states, g)
             secants, previous = measured(previous, now, slopes), now
-        out, state = to_data(prediction, plan.rows[rows[-1]].node)
-        x0 = out * output[-1].to(held.x.dtype) + state * states[-1]
+        x0 = to_data(prediction, plan.rows[rows[-1]].node)(output[-1], states[-1])
         changed = held.advance(here, slopes, secants)
         del output, secants  # only the window itself is kept while the network works
         here_on = slice(begin + 1, end + 1)
@@ -172,32 +181,6 @@ def _slopes(plan: Plan, data_scale: float) -> list[Coefficient]:
         assert target is not None
         result.append(gaussian_slope(target, plan.rows[k].node, data_scale))
     return result
-
-
-class Evaluated(NamedTuple):
-    """States x and targets g (points, B, *event) of one sweep, from the point ``begin`` on."""
-
-    begin: int
-    x: Tensor
-    g: Tensor
-
-
-def measured(
-    before: Evaluated | None, now: Evaluated, slopes: Sequence[Coefficient]
-) -> Secants | None:
-    """The secants at the points that two sweeps evaluated, but for the final one; see `system`."""
-    start = now.begin + 1
-    stop = start if before is None else min(before.begin + len(before.x), now.begin + len(now.x))
-    if before is None or stop <= start:
-        return None
-    new = slice(start - now.begin, stop - now.begin)
-    old = slice(start - before.begin, stop - before.begin)
-    dx, dg = now.x[new] - before.x[old], now.g[new] - before.g[old]
-    for i in range(len(dx)):
-        dg[i] -= at_home(slopes[start + i], dx) * dx[i]
-    length = dx.flatten(2).norm(dim=2)
-    scale = torch.where(length > 0, 1 / length, 0.0).view(*length.shape, *[1] * (dx.ndim - 2))
-    return Secants(start, torch.stack([dx.mul_(scale), dg.mul_(scale)], dim=1))
 
 
 class _Held:

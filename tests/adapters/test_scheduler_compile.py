@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
 from logsnr.solvers import SOLVERS, Plan
-from logsnr.solvers.executor import Products
+from logsnr.solvers.products import Products
 
 NFE = 4
 # Operations by which a value reaches the host, or whose result's shape depends on data.
