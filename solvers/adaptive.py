@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,10 +32,12 @@ from .hermite import Hermite
 from .methods.dpm_solver import SOLVER_TYPES, stages
 from .methods.multistep import SPACES, first_order
 from .methods.pure_noise import DEEP
-from .plan import DATA, Node, Row
-from .prediction import check_prediction, check_signal, to_data, to_target
+from .noise import noise_source
+from .plan import DATA, Node, Plan, Row
+from .prediction import check_prediction, check_signal, to_data
 from .registry import check_choice
 from .requests import Evaluation, drive, single
+from .running import executor_for
 from .schedules import NoiseSchedule
 from .step_size import PID, Controller, Published
 
@@ -213,26 +215,23 @@ def adaptive(
         h = min(controller.h, left)
         lams = [start.lam + r * h for r in (*INNER[order], 1.0)]
         nodes = [start, *(node_at(schedule, schedule.time(lam)) for lam in lams)]
-        at = state
-        first: Tensor | None = None
+        plan = _step(nodes, space, solver_type)
+        step = executor_for(plan, state, prediction, differentiable=torch.is_grad_enabled())
         outputs: list[Tensor] = []
-        for index, node in enumerate(nodes[:-1]):
-            if index:
-                at = _combine(stages(space, nodes, 0, range(index), solver_type), state, outputs)
-            output = yield from evaluate(at, node)
-            first = output if first is None else first
-            map_ = to_target(prediction, node, SPACES[space])
-            outputs.append(map_.out * output + map_.x * at)
-        short = [*nodes[: order - 1], nodes[-1]]
-        low = _combine(stages(space, short, 0, range(order - 1), solver_type), state, outputs)
-        high = _combine(stages(space, nodes, 0, range(order), solver_type), state, outputs)
+        for k, row in enumerate(plan.rows):
+            if k > 0:
+                step.combine(k, noise_source(None))
+            if row.evaluated:
+                outputs.append((yield from evaluate(step.waiting, row.node)))
+                step.evaluate(k, outputs[-1], shared=False)
+        low, high = step.held(order), step.waiting
         delta = torch.clamp(rtol * torch.maximum(low.abs(), previous.abs()), min=atol)
         ratios = (high - low) / delta
         if not torch.isfinite(ratios.square()).all():
             raise ValueError(f"the states are not finite after a step from t={start.t:.6g}")
         if controller.judge(ratios, left):
-            if path is not None and first is not None:
-                path.add(start, state, data(first, state, start))
+            if path is not None:
+                path.add(start, state, data(outputs[0], state, start))
             start, state, previous = nodes[-1], high, low
             times.append(start.t)
         else:
@@ -242,8 +241,11 @@ def adaptive(
     return state.to(dtype), AdaptiveStats(nfe, rejected, tuple(times), path)
 
 
-def _combine(row: Row, state: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    result = row.states[0][1] * state
-    for j, b in row.outputs:
-        result = result + b * outputs[j]
-    return result
+def _step(nodes: Sequence[Node], space: str, solver_type: str) -> Plan:
+    """A step by both methods: the rows evaluated, the lower solution, and the higher one."""
+    order, target = len(nodes) - 1, SPACES[space]
+    inner = [stages(space, nodes, 0, range(k), solver_type) for k in range(1, order)]
+    low = stages(space, [*nodes[:-2], nodes[-1]], 0, range(order - 1), solver_type)
+    high = stages(space, nodes, 0, range(order), solver_type)
+    evaluated = [replace(row, target=target) for row in (Row(nodes[0]), *inner)]
+    return Plan((*evaluated, low, high))

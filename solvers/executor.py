@@ -94,6 +94,10 @@ class Executor(ABC):
         """Take the network's output at row k, whose state others may write to if ``shared``."""
 
     @abstractmethod
+    def held(self, k: int) -> Tensor:
+        """A copy of the state of row k, which is not evaluated, while later rows need it."""
+
+    @abstractmethod
     def fork(self) -> Executor:
         """Another one in the same state."""
 

@@ -103,6 +103,11 @@ class Products(Executor):
             self._put(k, result)
         return result
 
+    def held(self, k: int) -> Tensor:
+        slot = self.lines[k].slot
+        assert slot is not None
+        return self.slots[slot].clone()
+
     def _put(self, k: int, state: Tensor) -> None:
         slot = self.lines[k].slot
         if slot is not None:

@@ -233,8 +233,8 @@ class LoopScheduler(PlanScheduler):
             output = -output
         if hook is None:
             return output
-        out, state = to_data(prediction_type(self.config), node)
-        return hook(out * output.to(torch.promote_types(x.dtype, torch.float32)) + state * x)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return hook(to_data(prediction_type(self.config), node)(output.to(precise), x))
 
     @property
     def _schedule(self) -> NoiseSchedule:

@@ -49,9 +49,9 @@ class DataPrediction:
                 "pred_original_sample was read after model_output or sample had been changed in "
                 "place: read it right after the step"
             )
-        out, state = to_data(description.prediction, self.node)
         precise = torch.promote_types(sample.dtype, torch.float32)
-        x0 = out * description.sign * output.to(precise) + state * sample
+        convert = to_data(description.prediction, self.node)
+        x0 = convert(description.sign * output.to(precise), sample)
         if description.threshold is not None:
             x0 = description.threshold(x0)
         return (x0 * description.unit).to(sample.dtype)

@@ -23,7 +23,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise, product
 from typing import Any
@@ -32,9 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logsnr.solvers import SOLVERS, Grid, Node, Plan, Row, Target, VPLinear
+from logsnr.solvers import SOLVERS, Grid, Node, Plan, Row, VPLinear
 from logsnr.solvers.grids import nodes_at_lams
+from logsnr.solvers.noise import noise_source
 from logsnr.solvers.registry import Build, find_solver, implied
+from logsnr.solvers.requests import drive
+from logsnr.solvers.running import proceed
+from logsnr.solvers.segments import maps
+from logsnr.solvers.terms import Terms
 
 from ..problems.analytic import Flow, Gaussian, Mixture, Problem
 
@@ -275,29 +280,20 @@ def _steady(plan: Plan) -> list[_Step]:
 
 def _advance(plan: Plan, first: int, last: int, problem: Problem, flow: Flow) -> Tensor:
     """The state of row ``last``, if all rows up to ``first`` are on the exact solutions."""
-    rows = plan.rows
-    states: dict[int, Tensor] = {}
-    outputs: dict[int, Tensor] = {}
+    rows = (*plan.rows[:last], replace(plan.rows[last], target=None))
+    part = Plan(rows, consistent=False)
+    linear = maps(part, "epsilon")
+    executor = Terms(part, "epsilon", flow(rows[0].node))
+
+    def eps(x: Tensor, node: Node) -> Tensor:
+        return problem.predict(x, node.alpha, node.sigma)[0]
 
     def state(j: int) -> Tensor:
-        if j not in states:
-            states[j] = flow(rows[j].node) if j <= first else combine(rows[j])
-        return states[j]
+        return flow(rows[j].node)
 
-    def output(j: int) -> Tensor:
-        if j not in outputs:
-            (u, w, q), node = rows[j].target or Target(0.0, 0.0, 0.0), rows[j].node
-            eps, x0 = problem.predict(state(j), node.alpha, node.sigma)
-            outputs[j] = u * eps + w * x0 + q * state(j)
-        return outputs[j]
-
-    def combine(row: Row) -> Tensor:
-        terms = [a * state(j) for j, a in row.states] + [b * output(j) for j, b in row.outputs]
-        return sum(terms, torch.zeros(())) + row.offset
-
-    for k in range(first + 1, last):  # in order, so that the recursion stays shallow
-        state(k)
-    return state(last)
+    executor.resume(first, state, lambda j: linear[j](eps(state(j), rows[j].node), state(j)))
+    process = proceed(executor, executor.waiting, noise_source(None), first)
+    return drive(process, lambda request: eps(request.x, request.node))
 
 
 def _error(plan: Plan, first: int, last: int, problem: Problem, flow: Flow) -> float:

@@ -131,8 +131,7 @@ def columns(rows: Sequence[Sequence[Any]], like: Tensor) -> tuple[Tensor, ...]:
 
 def velocity(output: Tensor, x: Tensor, nodes: Sequence[Node], prediction: str) -> Tensor:
     """v from network outputs at states x (K, B, *event), in float32 or better."""
-    out, state = columns([to_velocity(prediction, node) for node in nodes], x)
-    return out * output.to(out.dtype) + state * x.to(out.dtype)
+    return Linear(*columns([to_velocity(prediction, node) for node in nodes], x))(output, x)
 
 
 def noise(v: Tensor, x: Tensor, nodes: Sequence[Node]) -> Tensor:

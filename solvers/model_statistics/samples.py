@@ -109,8 +109,7 @@ def own_samples(
             return x.to("cpu", torch.float64)
         # What noise is left at the end would be added to that of every node.
         output = yield SampleBatch(x[None], [end], samples)
-        out, state = to_data(prediction, end)
-        return (out * output[0].double().cpu() + state * x.double().cpu()).to(torch.float64)
+        return to_data(prediction, end)(output[0].double().cpu(), x.double().cpu())
 
     name = f"the model's own samples ({plan.solver}, {plan.nfe} NFE)"
     return Data(source, event, name, dtype, own=True)
