@@ -9,9 +9,21 @@ and whatever the windows are, never less than the critical path or the work,
 
     T >= max(K t(1), sum_k p_k / W  min_p t(p) / p).
 
-``predict`` gets the windows from a run on a stand-in for the network (see `stand_in`), with the
-same plan, window, tolerance and options. It says when parallel sampling does not pay: W devices
-that are busy with one group each gain at most n W / sum_k p_k.
+``predict`` gets the windows from a run on a stand-in for the network, with the same plan, window,
+tolerance and options. It says when parallel sampling does not pay: W devices that are busy with one
+group each gain at most n W / sum_k p_k.
+
+**The stand-in.** How many sweeps a plan takes depends on the plan, the window and the tolerance,
+and only weakly on the network, as long as its data prediction turns as sharply as that of a trained
+one. The stand-in is the exact data prediction of a mixture of M narrow Gaussians N(mu_k, s^2) in D
+dimensions,
+
+    x0(x) = sum_k r_k (mu_k + alpha s^2 / v (x - alpha mu_k)),      v = alpha^2 s^2 + sigma^2,
+    r = softmax_k(-|x - alpha mu_k|^2 / (2 v)),
+
+with means drawn once from N(0, 1). M = 16, D = 128, s = 0.1 were chosen among eight such mixtures
+because they take as many sweeps as the trained UNet in benchmarks/embedded; the numbers are in
+docs/parallel-devices.md.
 """
 
 from __future__ import annotations
@@ -20,18 +32,20 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..noise import noise_source
-from ..plan import Plan
-from ..requests import drive_batches, evaluator
+from ..plan import Coefficient, Plan
+from ..requests import Evaluate, drive_batches, evaluator
 from .options import check_options
-from .stand_in import stand_in, without_tensors
 from .sweeps import ParallelStats, picard
+
+MODES, DIMENSION, SCALE = 16, 128, 0.1
+"""M, D and s of the stand-in."""
 
 SPREAD = (0.4, 1.5)
 """Actual sweeps and evaluations lie between these multiples of the predicted ones: 0.4 to 0.8 as a
@@ -121,6 +135,53 @@ def predict(
     with torch.no_grad():
         _, stats = drive_batches(process, evaluate)
     return cost(plan, stats, devices=devices, throughput=throughput, overhead=overhead)
+
+
+def stand_in(plan: Plan, batch: int = 4) -> tuple[Tensor, Evaluate]:
+    """Start states (batch, D) of ``plan`` and the stand-in's data predictions at its nodes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    means = normal(MODES, DIMENSION)
+    start, *_ = nodes = [row.node for row in plan.rows]
+    data = means[torch.arange(batch) % MODES] + SCALE * normal(batch, DIMENSION)
+    x_T = start.alpha * data + start.sigma * normal(batch, DIMENSION)
+    scales = {node.t: (node.alpha, node.sigma) for node in nodes}
+
+    def evaluate(x: Tensor, times: Sequence[float]) -> Tensor:
+        pairs = torch.tensor([scales[t] for t in times], dtype=torch.float64)
+        alpha, sigma = pairs.view(-1, 2, 1, 1).unbind(1)
+        variance = (alpha * SCALE) ** 2 + sigma**2
+        # |x - alpha mu_k|^2 without the term that all k share.
+        square = alpha**2 * means.square().sum(1) - 2 * alpha * (x @ means.T)
+        share = torch.softmax(-square / (2 * variance), dim=-1)
+        shrink = alpha * SCALE**2 / variance
+        return (1 - alpha * shrink) * (share @ means) + shrink * x
+
+    return x_T, evaluate
+
+
+def without_tensors(plan: Plan) -> Plan:
+    """The plan with every tensor coefficient replaced by its mean, for states of any shape."""
+    if plan.numeric:
+        return plan
+
+    def mean(value: Coefficient) -> float:
+        return float(value.detach().mean()) if isinstance(value, Tensor) else value
+
+    rows = [
+        replace(
+            row,
+            states=tuple((j, mean(a)) for j, a in row.states),
+            outputs=tuple((j, mean(b)) for j, b in row.outputs),
+            target=None if row.target is None else type(row.target)(*map(mean, row.target)),
+            offset=mean(row.offset),
+        )
+        for row in plan.rows
+    ]
+    return replace(plan, rows=tuple(rows), consistent=False)
 
 
 def cost(

@@ -15,14 +15,18 @@ from logsnr.benchmarks.problems.analytic import Mixture, exact_denoiser
 from logsnr.solvers import Denoiser, DiscreteVP, VPLinear, make_plan
 from logsnr.solvers.parallel import ParallelStats, sample_parallel
 from logsnr.solvers.parallel.cost import (
+    DIMENSION,
+    MODES,
+    SCALE,
     SPREAD,
     Cost,
     cost,
     measure_throughput,
     predict,
     report,
+    stand_in,
+    without_tensors,
 )
-from logsnr.solvers.parallel.stand_in import DIMENSION, MODES, SCALE, stand_in, without_tensors
 
 SCHEDULE = VPLinear()
 PLAN = make_plan("ddim", SCHEDULE, nfe=20)
