@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 from logsnr.solvers import Grid, Node, NoiseSchedule, Plan, Row, plan_on_grid
 from logsnr.solvers.methods.multistep import first_order
 from logsnr.solvers.methods.pure_noise import STRAIGHT
 from logsnr.solvers.registry import find_solver
+from logsnr.solvers.segments import made_once
 
 Nodes = tuple[Node, ...]
 
@@ -52,16 +54,23 @@ def spread_plan(
 
     A solver with several evaluations a step does not need all nodes: it gets as many as it can
     spend ``nfe`` evaluations on, spread evenly. Plans are kept, so that the next image of a
-    pipeline costs none.
+    pipeline costs none; those with statistics, which hold tensors, as long as somebody has them.
 
     Raises ValueError if there is no such plan.
     """
-    # Plans with statistics hold tensors, so few of them are kept.
-    kept = _kept if options.get("ems") is None else _few_kept
+    key = (schedule, solver, nodes, nfe, tuple(sorted(options.items())))
     try:
-        return kept(schedule, solver, nodes, nfe, tuple(sorted(options.items())))
+        if options.get("ems") is None:
+            return _kept(*key)
+        plan = _in_use.get(key)
     except TypeError:  # an option that cannot be a key
         return _plan(schedule, solver, nodes, nfe, options)
+    if plan is None:
+        _in_use[key] = plan = _plan(schedule, solver, nodes, nfe, options)
+    return plan
+
+
+_in_use: WeakValueDictionary[tuple[Any, ...], Plan] = WeakValueDictionary()
 
 
 @lru_cache(maxsize=64)
@@ -73,9 +82,6 @@ def _kept(
     options: tuple[tuple[str, Any], ...],
 ) -> Plan:
     return _plan(schedule, solver, nodes, nfe, dict(options))
-
-
-_few_kept = lru_cache(maxsize=4)(_kept.__wrapped__)
 
 
 def _plan(
@@ -127,13 +133,16 @@ def _spread(
     raise first_error
 
 
-@lru_cache(maxsize=64)
-def without_correctors(plan: Plan, steps: Collection[int]) -> Plan:
-    """The plan without the correctors of ``steps``, counted from 0.
+def without_correctors(plan: Plan, steps: tuple[int, ...] | frozenset[int]) -> Plan:
+    """The plan without the correctors of ``steps``, counted from 0; kept with the plan.
 
     The corrector of step i is the row at the node of evaluation i + 1 that follows it; what
     started from the corrected state then starts from the predicted one.
     """
+    return made_once(plan, ("uncorrected", steps), lambda: _without_correctors(plan, steps))
+
+
+def _without_correctors(plan: Plan, steps: tuple[int, ...] | frozenset[int]) -> Plan:
     taken: dict[int, int] = {}  # the row that takes the place of each row
     rows: list[Row] = []
     for k, row in enumerate(plan.rows):
@@ -149,12 +158,15 @@ def without_correctors(plan: Plan, steps: Collection[int]) -> Plan:
     return replace(plan, rows=tuple(rows))
 
 
-@lru_cache(maxsize=64)
 def with_first_order_end(plan: Plan) -> Plan:
     """The plan with its last row replaced by the first-order step from the last evaluation.
 
-    For deterministic solvers with one evaluation a step.
+    For deterministic solvers with one evaluation a step. Kept with the plan.
     """
+    return made_once(plan, "first-order end", lambda: _with_first_order_end(plan))
+
+
+def _with_first_order_end(plan: Plan) -> Plan:
     *rows, last = plan.rows
     k = plan.evaluated[-1]
     target = rows[k].target

@@ -248,7 +248,8 @@ class Stepping:
         if description.ems is not None:
             check_shape(description.ems, tuple(sample.shape[1:]))
         self._check_level(place, sample)
-        plan = self._evaluations.plan(place, self._table.nodes, eta)
+        # For the next image: plans with statistics are kept by whoever uses them.
+        self._latest_plan = plan = self._evaluations.plan(place, self._table.nodes, eta)
         self._tell(place, called(plan))
         run = PlanRun(
             plan,
