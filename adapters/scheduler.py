@@ -44,6 +44,7 @@ from .config.foreign import (
 from .config.known_keys import check_known, defaults, said_only, unsaid
 from .config.noise_schedules import noise_schedule
 from .config.sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
+from .config.spacing_keys import one_grid
 from .config.stock_classes import (
     REPLACED,
     class_defaults,
@@ -58,7 +59,6 @@ from .steps.stepping import Stepping
 from .summary import summary
 from .timesteps.arguments import listed, number
 from .timesteps.layout_cache import known_layout
-from .timesteps.spacing import one_grid
 from .timesteps.timetable import Timetable
 from .training.forward_process import levels_of, noisy, training_levels
 from .training.tables import StockAttributes
@@ -231,7 +231,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         For pipelines that are to be used where this package is not installed. A config that came
         from none gives the class nearest to its solver.
         """
-        return stock_scheduler(self.config, defaults(PlanScheduler), self._description.solver)
+        return stock_scheduler(self.config, defaults(PlanScheduler), self._description.solver.name)
 
     def to_json_string(self) -> str:
         """The config as JSON: what describes the model, and what was set to other than defaults."""
@@ -307,7 +307,9 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         be followed.
         """
         if model_output.shape != sample.shape:
-            model_output = without_variance(self.config, model_output, sample)
+            model_output = without_variance(
+                self._description.model.learned_variance, model_output, sample
+            )
         eta = check_eta(eta)
         place = self._place(timestep, sample)
         if others:
@@ -323,9 +325,9 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         previous = run.step(model_output, sample)
         self._index = self._wanted = None
         if return_dict:
-            predict = DataPrediction(self._description, node, model_output, sample)
+            predict = DataPrediction(self._description.model, node, model_output, sample)
             return StepOutput(previous, predict)
-        return StateOnly((previous,)) if self._description.edm else (previous,)
+        return StateOnly((previous,)) if self._description.model.edm else (previous,)
 
     @property
     def plan(self) -> Plan | None:
@@ -342,12 +344,12 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     def __repr__(self) -> str:
         told = [] if self._table is None else self._table.told
         listed = self._evaluations is not None and self._evaluations.layout.listed is not None
-        return summary(self._description.method, told, listed)
+        return summary(self._description, told, listed)
 
     @property
     def init_noise_sigma(self) -> float:
         """1, and as near to 1 as diffusers starts models that a range of sigma describes."""
-        schedule = self._description.schedule
+        schedule = self._description.model.schedule
         if not isinstance(schedule, SigmaModel):
             return 1.0
         highest = schedule.sigma_max
@@ -388,7 +390,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         assert self._table is not None
         told = self._table.told
         following = told[place + 1] if place + 1 < len(told) else None
-        check_others(others, following, self._description.method["solver_order"])
+        check_others(others, following, self._description.solver.order)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # diffusers reads a key of the config also as an attribute of the scheduler.
@@ -424,14 +426,14 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     def _levels_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """alpha and sigma where the network is told ``timesteps``: of the run, or of training."""
         self._hear()
-        description = self._description
+        model = self._description.model
         if self._table is not None:
             here = self._runs.place if self._wanted is None else self._wanted
             places = self._table.all_places(timesteps, here)
             if places is not None:
                 nodes = self._table.nodes
-                return levels_of([nodes[place] for place in places], description.unit, like)
-        return training_levels(self.config, description.schedule, timesteps, description.unit, like)
+                return levels_of([nodes[place] for place in places], model.unit, like)
+        return training_levels(model, timesteps, like)
 
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)

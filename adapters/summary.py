@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from .config.solver_options import solver_name, solver_options
-from .timesteps.spacing import spacing_of
+from .config.description import Description
 
 SHOWN = 8
 """Times that are listed; of more, the first and the last ones."""
 _MANY = 1000  # evaluations, where the order is not lowered for want of them
 
 
-def summary(config: Mapping[str, Any], told: Sequence[float], listed: bool) -> str:
+def summary(description: Description, told: Sequence[float], listed: bool) -> str:
     """The representation of a scheduler.
 
     Parameters
     ----------
-    config : with a solver and an order named (see `with_default_solver`).
     told : what the network is told at the evaluations that are laid out; empty before that.
     listed : whether the caller gave the times.
     """
-    parts = [repr(solver_name(config))]
-    order = solver_options(config, _MANY, _MANY, 0.0).get("order")
+    parts = [repr(description.solver.name)]
+    order = description.solver.options(_MANY, _MANY, 0.0).get("order")
     if order is not None:
         parts.append(f"order={order}")
-    parts.append(f"grid={'listed' if listed else spacing_of(config)!r}")
+    parts.append(f"grid={'listed' if listed else description.grid.spacing!r}")
     parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")
     return f"<PlanScheduler {', '.join(parts)}>"
 

@@ -15,11 +15,12 @@ from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
-from ..timesteps.spacing import AUTO, parameters_of, spacing_of
-from .default_solver import with_default_solver
-from .location import location_of
+from .grid_options import parameters_of
+from .location import image_side
+from .network_output import prediction_type
 from .noise_schedules import is_flow
-from .solver_options import in_config_words, solver_name, solver_options
+from .solver_choice import solver_choice
+from .spacing_keys import AUTO, spacing_of
 
 OTHER_NAMES = {"order": "solver_order", "spacing": "timestep_spacing"}
 """Keys by which other programs, and `make_plan`, call keys of the config."""
@@ -42,22 +43,24 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.number)
     }
     config = {**config, **stored}
-    method = with_default_solver(config)
-    name, options = solver_name(method), solver_options(method, _NFE, _NFE, 0.0)
+    solver = solver_choice(config)
+    options = solver.options(_NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
     options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}
     grid = _FLOW_GRID if is_flow(config) else _GRID
-    with in_config_words(method):
+    with solver.in_config_words():
         try:
-            _try(name, grid, tuple(sorted(options.items())))
+            _try(solver.name, grid, tuple(sorted(options.items())))
         except TypeError:  # a value that cannot be a key
-            plan_on_grid(name, grid, _NFE, **options)
+            plan_on_grid(solver.name, grid, _NFE, **options)
     if (betas := config.get("trained_betas")) is not None:
         stored["trained_betas"] = _numbers("trained_betas", betas)  # a config is saved as JSON
     typed = config.get("timestep_spacing") or AUTO
     spacing = find_spacing(typed, SPACINGS, "timestep_spacing")
     meant = {**config, "timestep_spacing": spacing}
-    parameters_of(meant, spacing_of(meant), location_of(meant, _GRID.schedule))
+    parameters_of(meant, spacing_of(meant))
+    prediction_type(config)
+    image_side(config.get("sample_size"))
     if spacing != config.get("timestep_spacing"):
         stored["timestep_spacing"] = spacing
     return stored

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .noise_schedules import is_flow
-from .solver_options import OTHER_SOLVER_TYPES, SOLVER_TYPES, UNIPC_VARIANTS, solver_name
+from .typed_solver import solver_name
+
+# What diffusers' solver_type means for the solvers that have a choice with these names.
+SOLVER_TYPES = {"midpoint": "dpmsolver", "heun": "taylor"}
+UNIPC_VARIANTS = ("bh1", "bh2")
+OTHER_SOLVER_TYPES = ("logrho",)
 
 # Up to so many evaluations less of the correction is made: with large guidance scales the first
 # steps are too long for all of it.

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
-from ..timesteps.spacing import GRID_KEYS, spacing_of
 from .default_solver import with_default_solver
 from .known_keys import MODEL_KEYS
 from .noise_schedules import is_flow
-from .solver_options import solver_name
+from .spacing_keys import GRID_KEYS, spacing_of
+from .typed_solver import solver_name
 
 SAMPLING_KEYS = (
     *GRID_KEYS,

@@ -12,7 +12,7 @@ from logsnr.solvers.names import nearest
 from logsnr.solvers.registry import find_solver
 from logsnr.solvers.spacings import WHOLE_STEPS
 
-from ..timesteps.spacing import FLAGS, one_grid
+from .spacing_keys import FLAGS, one_grid
 from .store import same
 
 MODEL_KEYS = (

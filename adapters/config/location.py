@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from logsnr.solvers import NoiseSchedule
 from logsnr.solvers.logistic import default_location
 
+from .model import Model
 from .sigma_models import SigmaModel
-from .solver_options import prediction_type
 
 ROUGH = -4.0
 """Where the training of a noise prediction begins below, its errors there are multiplied by 1 /
@@ -18,7 +16,7 @@ alpha in the data prediction, and need evaluations. In lambda."""
 HIGHEST_OF_EPSILON = -0.8
 
 
-def _side(size: Any) -> float | None:
+def image_side(size: Any) -> float | None:
     """``sample_size`` as the side of a square of as many pixels; networks have (h, w) too."""
     if size is None:
         return None
@@ -33,13 +31,14 @@ def _side(size: Any) -> float | None:
     return float(math.sqrt(sides[0] * sides[-1]))
 
 
-def location_of(config: Mapping[str, Any], schedule: NoiseSchedule, shift: float = 1.0) -> float:
+def location_of(model: Model, shift: float = 1.0) -> float:
     """The location for a model whose pipeline shifts its times by ``shift``.
 
     EDM models count lambda in data of which ``sigma_data`` is the unit.
     """
-    location = default_location(schedule, shift=shift, size=_side(config.get("sample_size")))
-    if prediction_type(config) == "epsilon" and schedule.lam(schedule.t_start) < ROUGH:
+    schedule = model.schedule
+    location = default_location(schedule, shift=shift, size=image_side(model.sample_size))
+    if model.prediction == "epsilon" and schedule.lam(schedule.t_start) < ROUGH:
         location = min(location, HIGHEST_OF_EPSILON)
     if isinstance(schedule, SigmaModel):
         location += math.log(schedule.sigma_data)

@@ -45,7 +45,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     discrete = discrete_schedule(config)
     if not is_continuous(config):
         return discrete
-    low, high = sigma_range(config, discrete)
+    low, high = sigma_range(config.get("sigma_min"), config.get("sigma_max"), discrete)
     return SigmaModel(low, high)
 
 
@@ -82,12 +82,12 @@ def betas_of(name: str, alphas_cumprod: Tensor, steps: int) -> list[float]:
     return (1 - table / torch.cat([torch.ones(1).to(table), table[:-1]])).tolist()
 
 
-def sigma_range(config: Mapping[str, Any], schedule: DiscreteVP) -> tuple[float, float]:
+def sigma_range(low: Any, high: Any, schedule: DiscreteVP) -> tuple[float, float]:
     """sigma / alpha of the last and the first node of a spacing by sigma.
 
-    The ends of training, or ``sigma_min`` and ``sigma_max``. ValueError where they are no range.
+    The ends of training, or ``sigma_min`` and ``sigma_max`` of a config, which are not None.
+    ValueError where they are no range.
     """
-    low, high = config.get("sigma_min"), config.get("sigma_max")
     low = math.exp(-schedule.lam(1 / schedule.steps)) if low is None else float(low)
     high = math.exp(-schedule.lam(1.0)) if high is None else float(high)
     if not 0 < low < high < math.inf:

@@ -18,19 +18,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node, Noise, NoiseSchedule, Plan
+from logsnr.solvers import DiscreteVP, Node, Noise, Plan
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
 
-from ..config.default_solver import with_default_solver
-from ..config.noise_schedules import noise_schedule
-from ..config.solver_options import (
-    output_sign,
-    prediction_type,
-    solver_options,
-    table_changes,
-    threshold,
-)
+from ..config.model import Model
+from ..config.solver_choice import solver_choice
 from ..plans import changed, spread_plan
 from ..scheduler import PlanScheduler
 from ..steps.step_arguments import without_variance
@@ -137,7 +130,7 @@ class LoopScheduler(PlanScheduler):
     def _advance(self, output: Tensor, timestep: Any, sample: Tensor) -> None:
         place = self._place(timestep, sample)
         if output.shape != sample.shape:
-            output = without_variance(self.config, output, sample)
+            output = without_variance(self._model.learned_variance, output, sample)
         algorithm_run = self.algorithm_run
         if algorithm_run is None:
             if self.algorithm.groups is not None and not self.networks.calls:
@@ -197,9 +190,10 @@ class LoopScheduler(PlanScheduler):
                 f"num_inference_steps={self.num_inference_steps} leaves {allotted} iterations from "
                 f"where the pipeline begins, the algorithm needs {needed}: raise it"
             )
+        model = self._model
         return Loop(
-            schedule=self._schedule,
-            prediction="sample" if threshold(self.config) else prediction_type(self.config),
+            schedule=model.schedule,
+            prediction="sample" if model.threshold else model.prediction,
             nodes=self._grid()[begin:],
             training_steps=len(self),
             allotted=allotted,
@@ -210,17 +204,17 @@ class LoopScheduler(PlanScheduler):
     def _planned(self, begin: int, solver: str, options: Mapping[str, Any]) -> Plan:
         """The plan that a `PlanScheduler` with this config and ``solver`` runs from ``begin``."""
         assert self._evaluations is not None
-        nodes, own, name = self._grid()[begin:], {}, find_solver(solver).name
-        if name == self._evaluations.description.solver:
-            typed = self._evaluations.description.method["solver"]
-            own = dict(typed) if isinstance(typed, Mapping) else {}
+        nodes, own = self._grid()[begin:], self._evaluations.description.solver
+        beside: Mapping[str, Any] = {}
+        if own.name == find_solver(solver).name:
+            beside = own.beside
             nodes = nodes if begin else self._evaluations.whole.nodes
         n = len(self._grid()) - 1
-        named = {**self.config, "solver": {**own, "name": solver, **options}}
-        method = with_default_solver(named, n)
-        complete = solver_options(method, n, n - begin, 0.0)
-        plan = spread_plan(self._schedule, name, nodes, n - begin, complete)
-        return changed(plan, **table_changes(method, complete, begin))
+        named = {**self.config, "solver": {**beside, "name": solver, **options}}
+        choice = solver_choice(named, n)
+        complete = choice.options(n, n - begin, 0.0)
+        plan = spread_plan(self._model.schedule, choice.name, nodes, n - begin, complete)
+        return changed(plan, **choice.table_changes(complete, begin))
 
     def _draw(self, term: Noise, like: Tensor) -> Tensor:
         return randn_tensor(
@@ -228,23 +222,24 @@ class LoopScheduler(PlanScheduler):
         )
 
     def _convert(self, output: Tensor, x: Tensor, node: Node) -> Tensor:
-        hook = threshold(self.config)
-        if output_sign(self.config) != 1:
+        model = self._model
+        if model.sign != 1:
             output = -output
-        if hook is None:
+        if model.threshold is None:
             return output
         precise = torch.promote_types(x.dtype, torch.float32)
-        return hook(to_data(prediction_type(self.config), node)(output.to(precise), x))
+        return model.threshold(to_data(model.prediction, node)(output.to(precise), x))
 
     @property
-    def _schedule(self) -> NoiseSchedule:
-        return noise_schedule(self.config)
+    def _model(self) -> Model:
+        assert self._evaluations is not None
+        return self._evaluations.description.model
 
     # What the pipeline is told
 
     def _told(self, node: Node) -> float:
         assert self._evaluations is not None
-        schedule = self._schedule
+        schedule = self._model.schedule
         if isinstance(schedule, DiscreteVP) and not self.whole_timesteps:
             return schedule.network_time(node.t)
         (told,) = self._evaluations.layout.told([node], schedule, len(self))
@@ -252,7 +247,7 @@ class LoopScheduler(PlanScheduler):
 
     def _level(self, node: Node) -> float:
         assert self._evaluations is not None
-        return self._evaluations.layout.levels([node], self._schedule)[0]
+        return self._evaluations.layout.levels([node], self._model.schedule)[0]
 
     def _timetable(self, nodes: Sequence[Node], device: Any, levels_device: Any) -> Timetable:
         """That of evaluations at ``nodes``, of which the last is the end."""
@@ -260,7 +255,7 @@ class LoopScheduler(PlanScheduler):
         return Timetable(told, levels, nodes[:-1], device, levels_device)
 
     def _values(self, nodes: Sequence[Node], levels: Sequence[Node]) -> tuple[Tensor, Tensor]:
-        whole = self.whole_timesteps and isinstance(self._schedule, DiscreteVP)
+        whole = self.whole_timesteps and isinstance(self._model.schedule, DiscreteVP)
         told = torch.tensor([self._told(node) for node in nodes], dtype=torch.float32)
         dtype = torch.int64 if whole else torch.float32
         shown = torch.tensor([self._level(node) for node in levels], dtype=torch.float32)

@@ -59,9 +59,9 @@ def _brief(value: Any) -> str:
     return f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
-def without_variance(config: Mapping[str, Any], output: Tensor, sample: Tensor) -> Tensor:
-    """The mean in the output of a network that has learned its variance; else ValueError."""
-    if config.get("variance_type") in ("learned", "learned_range"):
+def without_variance(learned: bool, output: Tensor, sample: Tensor) -> Tensor:
+    """The mean in the output of a network that has ``learned`` its variance; else ValueError."""
+    if learned:
         mean = output[:, : sample.shape[1]]
         if mean.shape == sample.shape:
             return mean

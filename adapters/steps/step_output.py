@@ -12,7 +12,7 @@ from logsnr.solvers import Node
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.running import version
 
-from ..config.description import Description
+from ..config.model import Model
 
 
 class StepOutput(SchedulerOutput):
@@ -35,23 +35,22 @@ class StepOutput(SchedulerOutput):
 class DataPrediction:
     """The data prediction of ``output`` at ``sample`` and ``node``, in the units of the data."""
 
-    __slots__ = ("description", "node", "output", "sample", "versions")
+    __slots__ = ("model", "node", "output", "sample", "versions")
 
-    def __init__(self, description: Description, node: Node, output: Tensor, sample: Tensor):
-        self.description, self.node = description, node
+    def __init__(self, model: Model, node: Node, output: Tensor, sample: Tensor):
+        self.model, self.node = model, node
         self.output, self.sample = output, sample
         self.versions = version(output), version(sample)
 
     def __call__(self) -> Tensor:
-        output, sample, description = self.output, self.sample, self.description
+        output, sample, model = self.output, self.sample, self.model
         if self.versions != (version(output), version(sample)):
             raise ValueError(
                 "pred_original_sample was read after model_output or sample had been changed in "
                 "place: read it right after the step"
             )
         precise = torch.promote_types(sample.dtype, torch.float32)
-        convert = to_data(description.prediction, self.node)
-        x0 = convert(description.sign * output.to(precise), sample)
-        if description.threshold is not None:
-            x0 = description.threshold(x0)
-        return (x0 * description.unit).to(sample.dtype)
+        x0 = to_data(model.prediction, self.node)(model.sign * output.to(precise), sample)
+        if model.threshold is not None:
+            x0 = model.threshold(x0)
+        return (x0 * model.unit).to(sample.dtype)

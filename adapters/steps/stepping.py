@@ -173,7 +173,7 @@ class Stepping:
                 raise ValueError(
                     "the config was changed after timesteps: call set_timesteps with both"
                 )
-            again = lay_out(self.config, self._description, **self._asked)
+            again = lay_out(self._description, **self._asked)
             told = again.told(again.nodes)
             if not torch.equal(told, evaluations.told(evaluations.nodes)):
                 raise ValueError(
@@ -216,15 +216,13 @@ class Stepping:
 
     def _go_through_training(self, timestep: Any) -> None:
         """Those over the timesteps of training, for a ``step`` without ``set_timesteps``."""
-        solver = self._description.solver
+        solver = self._description.solver.name
         if solver in MULTISTEP and not isinstance(timestep, Tensor):
             raise ValueError(
                 f"step was called before set_timesteps, with timestep={timestep!r}: solver="
                 f"{solver!r} needs to know its steps, or an entry of timesteps"
             )
-        evaluations = evaluations_of_training(
-            self.config, self._describe(), self.timesteps.tolist()
-        )
+        evaluations = evaluations_of_training(self._describe(), self.timesteps.tolist())
         told, levels = (
             self.timesteps.cpu(),
             evaluations.levels([*evaluations.nodes, evaluations.end]),
@@ -244,19 +242,19 @@ class Stepping:
         if output.device != sample.device:
             raise ValueError(f"model_output is on {output.device}, sample on {sample.device}")
         assert self._evaluations is not None and self._table is not None
-        description = self._evaluations.description
-        if description.ems is not None:
-            check_shape(description.ems, tuple(sample.shape[1:]))
+        model, ems = self._evaluations.description.model, self._evaluations.description.solver.ems
+        if ems is not None:
+            check_shape(ems, tuple(sample.shape[1:]))
         self._check_level(place, sample)
         # For the next image: plans with statistics are kept by whoever uses them.
         self._latest_plan = plan = self._evaluations.plan(place, self._table.nodes, eta)
         self._tell(place, called(plan))
         run = PlanRun(
             plan,
-            description.prediction,
+            model.prediction,
             sample,
-            sign=description.sign,
-            threshold=description.threshold,
+            sign=model.sign,
+            threshold=model.threshold,
             differentiable=torch.is_grad_enabled()
             and (sample.requires_grad or output.requires_grad),
             place=place,

@@ -11,46 +11,36 @@ away from the end of the cosine schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from logsnr.solvers import DiscreteVP, Node
 from logsnr.solvers.grids import snapped
-from logsnr.solvers.spacings import WHOLE_STEPS, training_steps
+from logsnr.solvers.spacings import LOGISTIC, WHOLE_STEPS, training_steps
 
+from ..config.description import Description
+from ..config.grid_options import GridOptions
 from ..config.location import location_of
-from ..config.noise_schedules import sigma_range
-from .spacing import (
-    LOGISTIC,
-    evaluation_times,
-    final_sigma,
-    flagged_spacing,
-    offset_of,
-    parameters_of,
-    sigma_spacing,
-    spacing_of,
-)
+from .spacing import evaluation_times, sigma_spacing
 
 # Their schedulers in diffusers count n points; the others n + 1, of which the last is the end.
 COUNT_POINTS = ("ddim", "euler", "heun", "dpm2", "lms", "ipndm")
 
 
 def step_layout(
-    config: Mapping[str, Any],
-    schedule: DiscreteVP,
-    solver: str,
+    description: Description,
     n: int | None,
     timesteps: Sequence[float] | None,
     sigmas: Sequence[float] | None,
     mu: float | None,
 ) -> tuple[Sequence[Node], Sequence[float]]:
     """n + 1 nodes, and what the network is told at the first n; see `layout`."""
+    schedule, grid = description.model.steps, description.grid
+    assert schedule is not None
     steps = schedule.steps
-    to_zero = final_sigma(config, solver) == "zero"
-    end = Node(0.0, 1.0, 0.0) if to_zero else at_steps(schedule, [0.0])[0]
+    end = Node(0.0, 1.0, 0.0) if grid.to_zero else at_steps(schedule, [0.0])[0]
     if sigmas is not None:
         nodes = [at_ratio(schedule, float(ratio)) for ratio in sigmas]
         return nodes, [nearest_step(schedule, node) for node in nodes[:-1]]
@@ -62,61 +52,64 @@ def step_layout(
     assert n is not None
     if n > steps:
         raise ValueError(f"num_inference_steps={n}: the model has {steps} training steps")
-    left = steps - _clipped(config, schedule)
+    left = steps - _clipped(grid, schedule)
     if n > left:
         raise ValueError(
-            f"num_inference_steps={n}: lambda_min_clipped={config['lambda_min_clipped']!r} leaves "
-            f"{left} training steps"
+            f"num_inference_steps={n}: lambda_min_clipped={grid.least_lam!r} leaves {left} "
+            "training steps"
         )
-    spacing, flag = spacing_of(config), flagged_spacing(config)
-    parameters = parameters_of(config, spacing, location_of(config, schedule))
-    if spacing in WHOLE_STEPS:
-        indices = spaced_steps(config, spacing, solver, schedule, n)
+    if grid.spacing in WHOLE_STEPS:
+        indices = spaced_steps(grid, description.solver.name, schedule, n)
         return [*at_steps(schedule, indices), end], indices.astype(float).tolist()
-    if flag is not None:
-        values = sigma_spacing(flag, *sigma_range(config, schedule), n, parameters.rho)
+    if grid.flag is not None:
+        values = sigma_spacing(grid.flag, *grid.sigma_range(schedule), n, grid.parameters.rho)
         nodes = [at_ratio(schedule, float(ratio)) for ratio in values]
-        if not to_zero and config.get("sigma_min") is None:
+        if not grid.to_zero and grid.sigma_min is None:
             nodes[-1] = end  # the same number, without its rounding
         return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
-    start, last = _ends(config, schedule, spacing)
+    start, last = _ends(grid, schedule)
     times = torch.from_numpy(
-        evaluation_times(spacing, schedule, start, last, n, to_zero=to_zero, parameters=parameters)
+        evaluation_times(
+            grid.spacing,
+            schedule,
+            start,
+            last,
+            n,
+            to_zero=grid.to_zero,
+            parameters=grid.placed(location_of(description.model)),
+        )
     )
-    if spacing in LOGISTIC:  # on the steps that the network is told
+    if grid.spacing in LOGISTIC:  # on the steps that the network is told
         below = end.t if n < steps else 0.0  # all of the steps: the last is the end too
         times = snapped(schedule, torch.cat([times, times.new_tensor([below])]))[:-1]
     nodes = _at_times(schedule, times)
     return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
 
 
-def spaced_steps(
-    config: Mapping[str, Any], spacing: str, solver: str, schedule: DiscreteVP, n: int
-) -> np.ndarray:
+def spaced_steps(grid: GridOptions, solver: str, schedule: DiscreteVP, n: int) -> np.ndarray:
     """The n training steps of a rule for whole steps, falling."""
-    offset = offset_of(config, spacing)
-    steps = schedule.steps - _clipped(config, schedule)
+    steps = schedule.steps - _clipped(grid, schedule)
     # A single point would be the end itself, at which DDIM does begin.
-    points = solver in COUNT_POINTS and (n > 1 or (solver, spacing) == ("ddim", "leading"))
-    indices = training_steps(spacing, steps, n, offset=offset, inner=not points and n < steps)
+    points = solver in COUNT_POINTS and (n > 1 or (solver, grid.spacing) == ("ddim", "leading"))
+    inner = not points and n < steps
+    indices = training_steps(grid.spacing, steps, n, offset=grid.offset, inner=inner)
     return indices - max(0, indices[0] - (schedule.steps - 1))
 
 
-def _clipped(config: Mapping[str, Any], schedule: DiscreteVP) -> int:
+def _clipped(grid: GridOptions, schedule: DiscreteVP) -> int:
     """How many training steps have a lambda below ``lambda_min_clipped``."""
-    least = config.get("lambda_min_clipped")
-    if least is None or least == -math.inf:
+    if grid.least_lam is None:
         return 0
     t = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
-    return int((schedule.lam(t) < float(least)).sum())
+    return int((schedule.lam(t) < grid.least_lam).sum())
 
 
-def _ends(config: Mapping[str, Any], schedule: DiscreteVP, spacing: str) -> tuple[float, float]:
+def _ends(grid: GridOptions, schedule: DiscreteVP) -> tuple[float, float]:
     """The times of the first and of the last possible evaluation."""
-    start, last = 1 - _clipped(config, schedule) / schedule.steps, 1 / schedule.steps
-    given = config.get("sigma_min") is not None or config.get("sigma_max") is not None
-    if given or (spacing not in LOGISTIC and schedule.lam(1.0) == -math.inf):
-        low, high = sigma_range(config, schedule)
+    start, last = 1 - _clipped(grid, schedule) / schedule.steps, 1 / schedule.steps
+    endless = grid.spacing not in LOGISTIC and schedule.lam(1.0) == -math.inf
+    if grid.has_sigma_ends or endless:
+        low, high = grid.sigma_range(schedule)
         start, last = min(start, schedule.time(-math.log(high))), schedule.time(-math.log(low))
     return start, last
 

@@ -17,8 +17,6 @@ from logsnr.solvers.prediction import to_data
 
 from ..config.description import Description
 from ..config.ems_file import check_fits
-from ..config.solver_options import solver_options, table_changes
-from ..config.store import Config
 from ..plans import nfe_through, plan_for, steps_spent
 from .layout import Layout, layout
 
@@ -37,7 +35,6 @@ class Evaluations:
     nodes : of the evaluations.
     """
 
-    config: Config
     description: Description
     layout: Layout
     whole: Layout
@@ -49,11 +46,11 @@ class Evaluations:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        return self.description.schedule
+        return self.description.model.schedule
 
     def told(self, nodes: Sequence[Node]) -> Tensor:
         """What the network is told at ``nodes``, whole numbers if it is told no others."""
-        steps = int(self.config["num_train_timesteps"])
+        steps = self.description.model.training_steps
         told = torch.tensor(self.whole.told(nodes, self.schedule, steps), dtype=torch.float64)
         whole = isinstance(self.schedule, DiscreteVP) and self.layout.whole
         return told.to(torch.int64 if whole else torch.float32)
@@ -75,7 +72,7 @@ class Evaluations:
         if begin == 0:
             return self.whole.nodes
         grid, start = self.layout.nodes, nodes[begin]
-        in_two = self.description.solver in STEPS_OF_TWO
+        in_two = self.description.solver.name in STEPS_OF_TWO
         if not (in_two or len(nodes) >= len(grid)) and start == grid[begin]:
             return grid[begin:]
         # Every second slice of steps of two goes on with them; the others need nodes between, or,
@@ -96,13 +93,13 @@ def plan_through(
     eta: float = 0.0,
 ) -> Plan:
     """The plan of the last ``nfe`` of n evaluations, through ``nodes``."""
-    options = solver_options(description.method, n, nfe, eta)
-    changes = table_changes(description.method, options, begin=n - nfe)
-    return plan_for(description.schedule, description.solver, nodes, nfe, options, **changes)
+    solver = description.solver
+    options = solver.options(n, nfe, eta)
+    changes = solver.table_changes(options, begin=n - nfe)
+    return plan_for(description.model.schedule, solver.name, nodes, nfe, options, **changes)
 
 
 def lay_out(
-    config: Config,
     description: Description,
     n: int | None,
     *,
@@ -114,19 +111,19 @@ def lay_out(
 
     Raises ValueError naming the argument or the key of the config that is wrong.
     """
-    schedule, solver = description.schedule, description.solver
-    result = layout(config, schedule, solver, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    if solver not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
-        return evaluations_through(config, description, result)
+    solver = description.solver
+    result = layout(description, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
+    if solver.name not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
+        return evaluations_through(description, result)
     _check(description, result)
     n = len(result.timesteps)
-    options = solver_options(description.method, n, n, 0.0)
-    steps = steps_spent(schedule, solver, result.nodes, n, options)
+    schedule, options = description.model.schedule, solver.options(n, n, 0.0)
+    steps = steps_spent(schedule, solver.name, result.nodes, n, options)
     # Steps near pure noise may be of one evaluation, so that it can take more of them.
     for count in range(steps, n + 1):
-        whole = layout(config, schedule, solver, count, mu=mu)
+        whole = layout(description, count, mu=mu)
         try:
-            return evaluations_through(config, description, result, whole)
+            return evaluations_through(description, result, whole)
         except ValueError:
             if count == n:
                 raise
@@ -134,43 +131,40 @@ def lay_out(
 
 
 def evaluations_through(
-    config: Config, description: Description, result: Layout, whole: Layout | None = None
+    description: Description, result: Layout, whole: Layout | None = None
 ) -> Evaluations:
-    """The evaluations through the nodes of ``result``, or by ``whole`` from the first of them."""
+    """Those through the nodes of ``result``, or by ``whole`` from the first of them."""
     _check(description, result)
     whole, n, solver = whole or result, len(result.timesteps), description.solver
     if result.listed is not None:
-        options = solver_options(description.method, n, n, 0.0)
+        options = solver.options(n, n, 0.0)
         try:
-            n = nfe_through(description.schedule, solver, result.nodes, options)
+            n = nfe_through(description.model.schedule, solver.name, result.nodes, options)
         except ValueError as error:
             raise ValueError(
-                f"{result.listed} lists {n} evaluations, and solver={solver!r} does not go "
+                f"{result.listed} lists {n} evaluations, and solver={solver.name!r} does not go "
                 f"through all of them: {error}"
             ) from error
     plan = plan_through(description, whole.nodes, n, n)
-    return Evaluations(config, description, result, whole, called(plan))
+    return Evaluations(description, result, whole, called(plan))
 
 
-def evaluations_of_training(
-    config: Config, description: Description, timesteps: Sequence[float]
-) -> Evaluations:
+def evaluations_of_training(description: Description, timesteps: Sequence[float]) -> Evaluations:
     """Those through all ``timesteps`` of training, one at each of them.
 
     It is a rule, not a list of the user: solvers with several evaluations a step take larger ones.
     """
-    result = layout(config, description.schedule, description.solver, None, timesteps=timesteps)
-    result = replace(result, listed=None)
-    return Evaluations(config, description, result, result, result.nodes[:-1])
+    result = replace(layout(description, None, timesteps=timesteps), listed=None)
+    return Evaluations(description, result, result, result.nodes[:-1])
 
 
 def _check(description: Description, result: Layout) -> None:
     try:
-        to_data(description.prediction, result.nodes[0])
+        to_data(description.model.prediction, result.nodes[0])
     except ValueError as error:
         raise ValueError(f"prediction_type: {error}") from error
-    if description.ems is not None:
-        check_fits(description.ems, description.schedule, result)
+    if description.solver.ems is not None:
+        check_fits(description.solver.ems, description.model.schedule, result)
 
 
 def called(plan: Plan) -> tuple[Node, ...]:

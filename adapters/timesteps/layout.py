@@ -11,16 +11,17 @@ smallest noise level of training. Three kinds of models differ in what they are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from logsnr.solvers import DiscreteVP, Node, NoiseSchedule
 from logsnr.solvers.grids import node_at
 
+from ..config.description import Description
+from ..config.model import Model
 from ..config.sigma_models import SigmaModel
 from .discrete import at_ratio, nearest_step, step_layout
 from .flow import flow_layout
@@ -73,9 +74,7 @@ class Layout:
 
 
 def layout(
-    config: Mapping[str, Any],
-    schedule: NoiseSchedule,
-    solver: str,
+    description: Description,
     n: int | None,
     *,
     timesteps: Sequence[float] | None = None,
@@ -101,6 +100,7 @@ def layout(
     if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
         raise ValueError(f"num_inference_steps={n!r}: need a whole number of at least 1")
     n = None if n is None else int(n)
+    schedule = description.model.schedule
     if isinstance(schedule, DiscreteVP | SigmaModel) and sigmas is not None:
         _check_levels(sigmas, timesteps)
     if isinstance(schedule, DiscreteVP | SigmaModel) and mu is not None:
@@ -110,7 +110,7 @@ def layout(
         place = step_layout
     elif isinstance(schedule, SigmaModel):
         place = sigma_layout
-    nodes, told = place(config, schedule, solver, n, timesteps, sigmas, mu)
+    nodes, told = place(description, n, timesteps, sigmas, mu)
     given = timesteps if timesteps is not None else sigmas
     name = "timesteps" if timesteps is not None else "sigmas"
     check_nodes(name, given or (), nodes)
@@ -118,8 +118,8 @@ def layout(
         raise ValueError(
             f"num_inference_steps={n} was given beside values for {len(told)} evaluations"
         )
-    inverted = place is flow_layout and bool(config.get("invert_sigmas"))
-    own = place is flow_layout and sigmas is not None and not config.get("exact_sigmas")
+    inverted = place is flow_layout and description.model.inverted
+    own = place is flow_layout and sigmas is not None and not description.grid.exact_sigmas
     listed = None if given is None or (own and sent_unasked(sigmas or ())) else name
     return Layout(tuple(nodes), tuple(told), inverted, listed)
 
@@ -136,13 +136,12 @@ def check_nodes(name: str, given: Sequence[float], nodes: Sequence[Node]) -> Non
         raise ValueError(f"{name}={list(given)}: need falling values (noise to data)")
 
 
-def node_of_level(
-    config: Mapping[str, Any], schedule: NoiseSchedule, level: float, *, end: bool = False
-) -> Node:
+def node_of_level(model: Model, level: float, *, end: bool = False) -> Node:
     """The node whose entry in `Layout.levels` is ``level``; ``end`` is the last of a run.
 
     Raises ValueError for a level that is none.
     """
+    schedule = model.schedule
     highest = math.inf if isinstance(schedule, DiscreteVP | SigmaModel) else 1.0
     if not 0 <= level <= highest:
         raise ValueError(f"sigmas has {level!r}: need values in [0, {highest:g}]")
@@ -150,24 +149,25 @@ def node_of_level(
         return schedule.last(level) if end else schedule.at(level)
     if isinstance(schedule, DiscreteVP):
         return at_ratio(schedule, level) if level < math.inf else node_at(schedule, 1.0)
-    return node_at(schedule, 1 - level if config.get("invert_sigmas") else level)
+    return node_at(schedule, 1 - level if model.inverted else level)
 
 
-def node_told(config: Mapping[str, Any], schedule: NoiseSchedule, told: float) -> Node:
+def node_told(model: Model, told: float) -> Node:
     """The node of the model's schedule at which its network is told ``told``.
 
     Raises ValueError for a time that it is never told.
     """
+    schedule = model.schedule
     if isinstance(schedule, SigmaModel):
         return schedule.at(schedule.time_told(told) * schedule.sigma_data)
-    steps = last = int(config["num_train_timesteps"])
+    steps = last = model.training_steps
     if isinstance(schedule, DiscreteVP):
         steps, last = schedule.steps, schedule.steps - 1
     if not 0 <= told <= last:
         raise ValueError(f"timesteps has {told!r}: need values in [0, {last}]")
     if isinstance(schedule, DiscreteVP):
         return node_at(schedule, (told + 1) / steps)
-    return node_at(schedule, 1 - told / steps if config.get("invert_sigmas") else told / steps)
+    return node_at(schedule, 1 - told / steps if model.inverted else told / steps)
 
 
 def _check_levels(sigmas: Sequence[float], timesteps: Sequence[float] | None) -> None:

@@ -65,7 +65,7 @@ def _kept(request: _Asked) -> KnownLayout:
 
 def _lay_out(config: Config, asked: dict[str, Any]) -> KnownLayout:
     description = described(config, count(asked["n"], asked["timesteps"], asked["sigmas"]))
-    evaluations = lay_out(config, description, **asked)
+    evaluations = lay_out(description, **asked)
     told, levels = (
         evaluations.told(evaluations.nodes),
         evaluations.levels([*evaluations.nodes, evaluations.end]),

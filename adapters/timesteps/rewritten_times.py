@@ -36,7 +36,7 @@ def rewritten(
     new_levels = not table.has_levels(levels)
     if not new_times and not new_levels:
         return None
-    config, schedule = before.config, before.schedule
+    model = before.description.model
     nodes, end = list(table.nodes), before.end
     if new_times and not new_levels:
         nodes = _told_nodes(before, table, told, done)
@@ -47,20 +47,20 @@ def rewritten(
                 "and the end"
             )
         if new_times:
-            nodes = [node_of_level(config, schedule, level) for level in levels[: len(told)]]
+            nodes = [node_of_level(model, level) for level in levels[: len(told)]]
         else:
             _check_old(told, levels, table.levels)
         if len(levels) > len(told):
-            end = node_of_level(config, schedule, levels[-1], end=True)
+            end = node_of_level(model, levels[-1], end=True)
     check_nodes(
         "timesteps" if new_times else "sigmas", told if new_times else levels, [*nodes, end]
     )
     layout = Layout((*nodes, end), tuple(told), before.layout.inverted, "timesteps")
-    after = evaluations_through(config, before.description, layout)
+    after = evaluations_through(before.description, layout)
     if after.told(after.nodes).tolist() != told:
         raise ValueError(
-            f"timesteps was set to {told}, which solver={before.description.solver!r} does not go "
-            "through with one evaluation an entry: give them to set_timesteps"
+            f"timesteps was set to {told}, which solver={before.description.solver.name!r} does "
+            "not go through with one evaluation an entry: give them to set_timesteps"
         )
     return after
 
@@ -75,7 +75,7 @@ def _told_nodes(
             return table.nodes[k : k + n]
     while done > 0 and list(told[:done]) != table.told[:done]:
         done -= 1
-    new = [node_told(before.config, before.schedule, time) for time in told[done:]]
+    new = [node_told(before.description.model, time) for time in told[done:]]
     return [*table.nodes[:done], *new]
 
 

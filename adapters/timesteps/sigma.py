@@ -15,65 +15,59 @@ import numpy as np
 from logsnr.solvers import SPACINGS, Node
 from logsnr.solvers.spacings import WHOLE_STEPS
 
+from ..config.description import Description
 from ..config.location import location_of
 from ..config.noise_schedules import discrete_schedule
 from ..config.sigma_models import SigmaModel, is_edm
 from .discrete import at_steps, spaced_steps
-from .spacing import (
-    evaluation_times,
-    final_sigma,
-    flagged_spacing,
-    parameters_of,
-    sigma_spacing,
-    spacing_of,
-)
+from .spacing import evaluation_times, sigma_spacing
 
 
 def sigma_layout(
-    config: Mapping[str, Any],
-    schedule: SigmaModel,
-    solver: str,
+    description: Description,
     n: int | None,
     timesteps: Sequence[float] | None,
     sigmas: Sequence[float] | None,
     mu: float | None,
 ) -> tuple[Sequence[Node], Sequence[float]]:
     """n + 1 nodes, and what the network is told at the first n; see `layout`."""
-    to_zero = final_sigma(config, solver) == "zero"
+    schedule = description.model.schedule
+    assert isinstance(schedule, SigmaModel)
+    last = 0.0 if description.grid.to_zero else schedule.sigma_min
     if sigmas is not None:
         levels, last = [float(s) for s in sigmas[:-1]], float(sigmas[-1])
     elif timesteps is not None:
         levels = [schedule.time_told(float(told)) * schedule.sigma_data for told in timesteps]
-        last = 0.0 if to_zero else schedule.sigma_min
     else:
         assert n is not None
-        levels = _spaced(config, schedule, solver, n, to_zero)
-        last = 0.0 if to_zero else schedule.sigma_min
+        levels = _spaced(description, schedule, n)
     nodes = [schedule.at(s) for s in levels]
     told = timesteps or [schedule.network_time(node.t) for node in nodes]
     return [*nodes, schedule.last(last)], list(told)
 
 
-def _spaced(
-    config: Mapping[str, Any], schedule: SigmaModel, solver: str, n: int, to_zero: bool
-) -> list[float]:
-    spacing, flag = spacing_of(config), flagged_spacing(config)
-    parameters = parameters_of(config, spacing, location_of(config, schedule))
-    if flag is not None:
+def _spaced(description: Description, schedule: SigmaModel, n: int) -> list[float]:
+    model, grid = description.model, description.grid
+    if grid.flag is not None:
         low, high = schedule.sigma_min, schedule.sigma_max
-        return sigma_spacing(flag, low, high, n, parameters.rho).tolist()
-    if spacing in WHOLE_STEPS:
-        if is_edm(config):
+        return sigma_spacing(grid.flag, low, high, n, grid.parameters.rho).tolist()
+    if grid.spacing in WHOLE_STEPS:
+        if model.steps is None:
             raise ValueError(
-                f"timestep_spacing={spacing!r} is a rule for training steps, which a model with "
-                f"sigma_data={config['sigma_data']!r} has not: choose another of "
-                f"{', '.join(SPACINGS)}"
+                f"timestep_spacing={grid.spacing!r} is a rule for training steps, which a model "
+                f"with sigma_data={model.unit!r} has not: choose another of {', '.join(SPACINGS)}"
             )
-        discrete = discrete_schedule(config)
-        steps = spaced_steps(config, spacing, solver, discrete, n)
-        return [n.sigma / n.alpha for n in at_steps(discrete, steps.astype(np.float64))]
-    ends = schedule.t_start, schedule.t_end
-    times = evaluation_times(spacing, schedule, *ends, n, to_zero=to_zero, parameters=parameters)
+        steps = spaced_steps(grid, description.solver.name, model.steps, n)
+        return [n.sigma / n.alpha for n in at_steps(model.steps, steps.astype(np.float64))]
+    times = evaluation_times(
+        grid.spacing,
+        schedule,
+        schedule.t_start,
+        schedule.t_end,
+        n,
+        to_zero=grid.to_zero,
+        parameters=grid.placed(location_of(model)),
+    )
     return (times * schedule.sigma_data).tolist()
 
 

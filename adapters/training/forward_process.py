@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node, NoiseSchedule
+from logsnr.solvers import DiscreteVP, Node
 
+from ..config.model import Model
 from ..config.sigma_models import SigmaModel
 
 
@@ -27,30 +27,29 @@ def levels_of(nodes: Sequence[Node], unit: float, like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).to(like.device, _precise(like))
 
 
-def training_levels(
-    config: Mapping[str, Any], schedule: NoiseSchedule, timesteps: Tensor, unit: float, like: Tensor
-) -> Tensor:
+def training_levels(model: Model, timesteps: Tensor, like: Tensor) -> Tensor:
     """The levels of training ``timesteps``; ValueError for one that the network is never told."""
+    schedule, unit = model.schedule, model.unit
     if isinstance(schedule, DiscreteVP) and not timesteps.is_floating_point():
         _check_range(timesteps, schedule.steps - 1)
         table = _table(schedule, unit, like.device, _precise(like))
         return table[timesteps.reshape(-1).to(like.device)]
-    t = times_told(config, schedule, timesteps)
+    t = times_told(model, timesteps)
     levels = torch.stack([schedule.alpha(t) / unit, schedule.sigma(t)], 1)
     return levels.to(like.device, _precise(like))
 
 
-def times_told(config: Mapping[str, Any], schedule: NoiseSchedule, told: Tensor) -> Tensor:
+def times_told(model: Model, told: Tensor) -> Tensor:
     """The times (float64) at which the network is told ``told``; ValueError where it never is."""
-    values = told.detach().reshape(-1).to(torch.float64)
+    schedule, values = model.schedule, told.detach().reshape(-1).to(torch.float64)
     if isinstance(schedule, SigmaModel):
         return schedule.time_told(values)
     if isinstance(schedule, DiscreteVP):
         _check_range(values, schedule.steps - 1)
         return (values + 1) / schedule.steps
-    steps = int(config["num_train_timesteps"])
+    steps = model.training_steps
     _check_range(values, steps)
-    return 1 - values / steps if config.get("invert_sigmas") else values / steps
+    return 1 - values / steps if model.inverted else values / steps
 
 
 def _check_range(values: Tensor, last: int) -> None:

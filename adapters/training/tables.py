@@ -11,9 +11,9 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, FlowMatching
 from logsnr.solvers.running import version
 
-from ..config.description import Description, described
+from ..config.description import Description
+from ..config.model import model_of
 from ..config.noise_schedules import betas_of
-from ..config.sigma_models import is_edm
 from .forward_process import noisy, training_levels
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class StockAttributes:
     @property
     def shift(self) -> float | None:
         """The resolution shift of a flow model, None for others."""
-        if not isinstance(self._description.schedule, FlowMatching):
+        if not isinstance(self._description.model.schedule, FlowMatching):
             return None
         key = "flow_shift" if self.config["shift"] is None else "shift"
         return float(self.config[key])
@@ -119,7 +119,7 @@ class StockAttributes:
     def set_shift(self, shift: float) -> None:
         """Another resolution shift, from the next ``set_timesteps`` on; ValueError unless > 0."""
         key = "flow_shift" if self.config["shift"] is None else "shift"
-        if not isinstance(self._description.schedule, FlowMatching):
+        if not isinstance(self._description.model.schedule, FlowMatching):
             raise ValueError(f"shift={shift!r} is for flow models")
         if not 0 < float(shift) < float("inf"):
             raise ValueError(f"shift={shift!r}: need a positive number")
@@ -149,14 +149,14 @@ class StockAttributes:
         Of flow models their own target, noise - x0. ValueError for an EDM network, whose target is
         made by its preconditioning.
         """
-        schedule = self._description.schedule
-        if is_edm(self.config):
+        model = self._description.model
+        if model.edm:
             raise ValueError("get_velocity: a model with sigma_data is trained on another target")
-        if isinstance(schedule, FlowMatching):
+        if isinstance(model.schedule, FlowMatching):
             return noise - sample
         known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
         told = torch.as_tensor(timesteps, dtype=known)
-        levels = training_levels(self.config, schedule, told, 1.0, sample)
+        levels = training_levels(model, told, sample)
         return noisy(noise, -sample, levels)
 
     def _hear_tables(self) -> None:
@@ -166,7 +166,7 @@ class StockAttributes:
 
     def _replace(self, name: str, alphas_cumprod: Tensor) -> DiscreteVP:
         """The training steps of another table, which was given as ``name``."""
-        steps = described(self.config).steps
+        steps = model_of(self.config).steps
         if steps is None:
             raise ValueError(f"{name} was set on a scheduler without training steps")
         if _rounds_to(steps.alphas_cumprod, alphas_cumprod):
@@ -175,10 +175,10 @@ class StockAttributes:
         # They say all that these keys say.
         said = {"rescale_betas_zero_snr": False, "snr_shift_scale": 1.0}
         self.register_to_config(trained_betas=betas, **said)
-        return cast(DiscreteVP, described(self.config).steps)
+        return cast(DiscreteVP, model_of(self.config).steps)
 
     def _steps(self, name: str) -> DiscreteVP:
-        steps = self._description.steps
+        steps = self._description.model.steps
         if steps is None:
             raise AttributeError(f"a scheduler without training steps has no {name}")
         return steps

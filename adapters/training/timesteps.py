@@ -11,8 +11,8 @@ from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, NoiseSchedule
 
+from ..config.resolution_shift import resolution_shift
 from ..config.sigma_models import SigmaModel
-from ..timesteps.flow import shifted
 from ..timesteps.sigma import training_levels
 
 
@@ -32,8 +32,9 @@ def training_table(config: Mapping[str, Any], schedule: NoiseSchedule) -> tuple[
         ratios = torch.exp(-schedule.lam(t)).tolist()
         return torch.arange(steps - 1, -1, -1), _levels([*ratios, 0.0])
     times = np.arange(steps, 0, -1) / steps
-    if not config["use_dynamic_shifting"]:
-        times = shifted(config, times, None, stretch=False)
+    shift = resolution_shift(config)
+    if shift is not None and not shift.dynamic:
+        times = shift.shifted(times, None, stretch=False)
     return _levels((steps * times).tolist()), _levels(times.tolist())
 
 

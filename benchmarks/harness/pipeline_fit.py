@@ -13,8 +13,8 @@ from typing import Any
 
 from logsnr.adapters import PlanScheduler
 from logsnr.adapters.config.location import location_of
-from logsnr.adapters.config.noise_schedules import is_flow, noise_schedule
-from logsnr.adapters.timesteps.flow import resolution_shift
+from logsnr.adapters.config.model import model_of
+from logsnr.adapters.config.resolution_shift import resolution_shift
 from logsnr.benchmarks.harness.contenders import PASTED, Contender
 from logsnr.benchmarks.harness.pipeline_findings import Findings
 from logsnr.benchmarks.harness.pipeline_runs import Subject
@@ -126,8 +126,7 @@ def rule_of(config: Any) -> float | None:
     own = PlanScheduler.from_config(config).config
     if own.get("location") is not None:
         return float(own["location"])
-    if not is_flow(own):
-        return location_of(own, noise_schedule(own))
-    if own.get("use_dynamic_shifting"):
-        return None
-    return location_of(own, noise_schedule(own), resolution_shift(own, None))
+    shift = resolution_shift(own)
+    if shift is None:
+        return location_of(model_of(own))
+    return None if shift.dynamic else location_of(model_of(own), shift.factor(None))

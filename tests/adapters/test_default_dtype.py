@@ -67,7 +67,7 @@ def test_tables_and_runs_of_schedulers(family, solver):
     def made() -> list[Any]:
         scheduler = PlanScheduler(**config, solver=solver)
         tables = [scheduler.timesteps, scheduler.sigmas]
-        if scheduler._description.steps is not None:
+        if scheduler._description.model.steps is not None:
             tables += [scheduler.betas, scheduler.alphas_cumprod, scheduler.lambda_t]
         scheduler.set_timesteps(7, **given)
         tables += [scheduler.timesteps, scheduler.sigmas, float(scheduler.init_noise_sigma)]

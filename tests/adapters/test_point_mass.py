@@ -12,7 +12,7 @@ from scheduler_cases import FAMILIES
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.config.solver_options import data_scale, output_sign, prediction_type
+from logsnr.adapters.config.network_output import data_scale, output_sign, prediction_type
 from logsnr.solvers import SOLVERS, Node
 
 POINT = torch.tensor([[0.3, -0.7, 1.1]], dtype=torch.float64)

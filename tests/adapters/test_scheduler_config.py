@@ -25,10 +25,9 @@ from scheduler_cases import (
 
 import logsnr.adapters.scheduler
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.config.default_solver import with_default_solver
 from logsnr.adapters.config.foreign import SAMPLING_KEYS
 from logsnr.adapters.config.known_keys import MODEL_KEYS, defaults
-from logsnr.adapters.config.solver_options import solver_options
+from logsnr.adapters.config.solver_choice import solver_choice
 from logsnr.adapters.config.stock_classes import REPLACED, class_of, init_keys
 from logsnr.solvers import SOLVERS
 
@@ -244,7 +243,7 @@ def test_the_config_is_read_when_timesteps_are_set():
 def test_stock_option_values_map_to_every_solver(name):
     for solver_type in ("midpoint", "heun", "logrho", "bh1", "bh2", None):
         scheduler = scheduler_for(name, solver_type=solver_type, predict_x0=True)
-        options = solver_options(with_default_solver(scheduler.config), 20, 20, 0.0)
+        options = solver_choice(scheduler.config).options(20, 20, 0.0)
         assert set(options) <= set(SOLVERS[name].defaults)
 
 

@@ -135,7 +135,7 @@ def test_statistics_that_are_set_later_are_statistics_that_were_given(way):
     config, _ = KEYS["ems"]
     lam = torch.linspace(-6, 6, 9, dtype=torch.float64)
     zeros = torch.zeros(9, *SHAPE[1:], dtype=torch.float64)
-    schedule = repr(PlanScheduler(**config)._description.schedule)
+    schedule = repr(PlanScheduler(**config)._description.model.schedule)
     ems = EMS(lam, zeros, zeros + 0.1, zeros + 0.2, about={"schedule": schedule})
     scheduler = PlanScheduler(**config)
     plain = outcome(scheduler)
