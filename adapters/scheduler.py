@@ -18,41 +18,20 @@ A saved pipeline stores this module's dotted name; it must not be renamed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Plan
 from logsnr.solvers.names import also_named
 
-from .config.checks import OTHER_NAMES, check_implied, checked, without_implied
-from .config.description import Description, described
-from .config.ems_file import read_beside, write_beside
-from .config.foreign import (
-    in_force,
-    is_own,
-    model_in_force,
-    of_the_model,
-    say_without_effect,
-    with_habits,
-)
-from .config.known_keys import check_known, defaults, said_only, unsaid
+from .config.checks import OTHER_NAMES, check_implied, checked
+from .config.configured import Configured
 from .config.noise_schedules import noise_schedule
 from .config.sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
-from .config.spacing_keys import one_grid
-from .config.stock_classes import (
-    REPLACED,
-    class_defaults,
-    replaceable_class,
-    stock_scheduler,
-    swappable,
-)
-from .config.store import Config, as_one
 from .steps.step_arguments import check_eta, check_others, without_variance
 from .steps.step_output import DataPrediction, StepOutput
 from .steps.stepping import Stepping
@@ -60,12 +39,12 @@ from .summary import summary
 from .timesteps.arguments import listed, number
 from .timesteps.layout_cache import known_layout
 from .timesteps.timetable import Timetable
-from .training.forward_process import levels_of, noisy, training_levels
-from .training.tables import StockAttributes
+from .training.forward_process import ForwardProcess
+from .training.tables import TrainingTables
 from .training.timesteps import training_table
 
 
-class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
+class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured):
     """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
 
     Parameters
@@ -88,6 +67,8 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     exact_sigmas : use the ``sigmas`` given to a flow model as they are, without shift or stretch.
     ems : the statistics of DPM-Solver-v3, or the path of their file or folder. They are saved
         beside the config, which names the file.
+    plan : a Plan, or the path of a saved one, which is then the solver and the grid of every run;
+        a run begins at its first node. It is saved beside the config, too.
     stock_class, replaced : the class of diffusers that the config came from, and what it said of
         sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
@@ -96,10 +77,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     that is wrong by itself; what depends on the run is checked by ``set_timesteps``.
     """
 
-    _compatibles = list(REPLACED)
     order = 1
-
-    _described: Description | None = None
 
     @also_named(OTHER_NAMES)
     @register_to_config
@@ -157,6 +135,7 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         invert_sigmas: bool = False,
         exact_sigmas: bool = False,
         ems: EMS | str | Path | None = None,
+        plan: Plan | str | Path | None = None,
         stock_class: str | None = None,
         replaced: Mapping[str, Any] | None = None,
     ):
@@ -167,75 +146,6 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         # What training scripts read; pipelines replace it by set_timesteps.
         self.num_inference_steps: int | None = None
         self.timesteps, self.sigmas = training_table(self.config, noise_schedule(self.config))
-
-    @classmethod
-    @also_named(OTHER_NAMES)
-    def from_config(
-        cls,
-        config: Any = None,
-        return_unused_kwargs: bool = False,
-        keep_sampling: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """The scheduler for the config of another one, with ``kwargs`` instead of its values.
-
-        What the config of a scheduler of diffusers says about the model is taken over. Its grid,
-        its order and its last steps are not, unless ``keep_sampling`` says so: they are ours to
-        choose, and yours as keywords. A log line names what is not followed.
-
-        Raises ValueError for a keyword that no scheduler has, and for the config of a scheduler
-        whose place cannot be taken: LCM, consistency models, Stable Cascade and others.
-        """
-        if isinstance(config, SchedulerMixin):
-            raise ValueError(f"config is a {type(config).__name__}: give its .config")
-        if isinstance(config, Mapping):
-            if not return_unused_kwargs:
-                check_known(kwargs, frozenset(defaults(cls)), cls._get_compatibles(), config)
-            own, origin = is_own(config, cls.__name__), None
-            if not own and (origin := replaceable_class(config)) is not None:
-                kwargs.setdefault("stock_class", origin)
-            config = as_one(config, class_defaults(config), settled=kwargs)
-            if own:
-                config = in_force(config)
-            elif keep_sampling:
-                config = with_habits(config)
-            else:
-                config = of_the_model(config, kwargs, origin)
-            config = without_implied(one_grid(config, kwargs), kwargs)
-        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        say_without_effect((made[0] if isinstance(made, tuple) else made).config, kwargs)
-        return made
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in diffusers; with the statistics that the config names."""
-        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if "ems" in config:
-            config["ems"] = read_beside(config, pretrained_model_name_or_path, kwargs)
-        return loaded
-
-    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in diffusers; with the statistics beside the config."""
-        write_beside(self.config, save_directory)
-        super().save_config(save_directory, push_to_hub, **kwargs)
-
-    @property
-    def compatibles(self) -> list[type]:
-        """The classes of diffusers that this very config can be swapped with, there and back."""
-        return swappable(self, defaults(PlanScheduler))
-
-    def to_stock(self) -> Any:
-        """A scheduler of diffusers' own with this config: of the class that it came from.
-
-        For pipelines that are to be used where this package is not installed. A config that came
-        from none gives the class nearest to its solver.
-        """
-        return stock_scheduler(self.config, defaults(PlanScheduler), self._description.solver.name)
-
-    def to_json_string(self) -> str:
-        """The config as JSON: what describes the model, and what was set to other than defaults."""
-        return said_only(super().to_json_string(), unsaid(self.config, defaults(PlanScheduler)))
 
     def set_timesteps(
         self,
@@ -332,14 +242,19 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
     @property
     def plan(self) -> Plan | None:
         """The solver's table for the run under way, or for the one to come; None if none is laid
-        out. ``print(scheduler.plan)`` shows its nodes and coefficients.
+        out or given. ``print(scheduler.plan)`` shows its nodes and coefficients. One that is set is
+        that of every run from the next ``set_timesteps`` on.
         """
         if self._evaluations is None or self._table is None:
-            return None
+            return self._description.plan
         run, begin = self._runs.current, self._first + (self._begin_index or 0)
         if run is not None:
             return self._evaluations.plan(run.begin, self._table.nodes, run.eta)
         return self._evaluations.plan(begin, self._table.nodes, 0.0)
+
+    @plan.setter
+    def plan(self, plan: Plan | str | Path | None) -> None:
+        self.config["plan"] = plan
 
     def __repr__(self) -> str:
         told = [] if self._table is None else self._table.told
@@ -370,19 +285,6 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
             )
         return sample
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise at ``timesteps`` (one or B entries).
-
-        The levels of the run if all of ``timesteps`` are its own, and of training otherwise.
-        """
-        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
-        levels = self._levels_of(torch.as_tensor(timesteps, dtype=known), original_samples)
-        return noisy(original_samples, noise, levels)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """``add_noise`` under the name that flow pipelines use."""
-        return self.add_noise(sample, noise, timestep)
-
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -392,54 +294,5 @@ class PlanScheduler(Stepping, StockAttributes, SchedulerMixin, ConfigMixin):
         following = told[place + 1] if place + 1 < len(told) else None
         check_others(others, following, self._description.solver.order)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # diffusers reads a key of the config also as an attribute of the scheduler.
-        if name in _keys():
-            self.config[name] = value
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def _internal_dict(self) -> Config:
-        try:
-            return self.__dict__["_internal_dict"]
-        except KeyError as error:
-            raise AttributeError("_internal_dict") from error
-
-    @_internal_dict.setter
-    def _internal_dict(self, config: Mapping[str, Any]) -> None:
-        # diffusers writes it in register_to_config, its pipelines in their constructors.
-        own = defaults(type(self))
-        self.__dict__["_internal_dict"] = Config(model_in_force(as_one(config, own)), own)
-
-    @property
-    def _description(self) -> Description:
-        """What the config says as it is now."""
-        self._hear_tables()
-        known = self._described
-        return known if known and known.edition is self.config.edition else self._describe()
-
-    def _describe(self) -> Description:
-        self._described = described(self.config, self.num_inference_steps)
-        return self._described
-
-    def _levels_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """alpha and sigma where the network is told ``timesteps``: of the run, or of training."""
-        self._hear()
-        model = self._description.model
-        if self._table is not None:
-            here = self._runs.place if self._wanted is None else self._wanted
-            places = self._table.all_places(timesteps, here)
-            if places is not None:
-                nodes = self._table.nodes
-                return levels_of([nodes[place] for place in places], model.unit, like)
-        return training_levels(model, timesteps, like)
-
     def _get_conditioning_c_in(self, sigma: Any) -> Any:
         raise ValueError(COSMOS)
-
-
-@cache
-def _keys() -> frozenset[str]:
-    """The keys of the config that are not attributes of their own."""
-    return frozenset(defaults(PlanScheduler)) - frozenset(dir(PlanScheduler))

@@ -19,13 +19,20 @@ def summary(description: Description, told: Sequence[float], listed: bool) -> st
     told : what the network is told at the evaluations that are laid out; empty before that.
     listed : whether the caller gave the times.
     """
+    if description.plan is not None:
+        parts = [repr(description.plan)]
+    else:
+        parts = _of_the_choice(description, listed)
+    parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")
+    return f"<PlanScheduler {', '.join(parts)}>"
+
+
+def _of_the_choice(description: Description, listed: bool) -> list[str]:
     parts = [repr(description.solver.name)]
     order = description.solver.options(_MANY, _MANY, 0.0).get("order")
     if order is not None:
         parts.append(f"order={order}")
-    parts.append(f"grid={'listed' if listed else description.grid.spacing!r}")
-    parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")
-    return f"<PlanScheduler {', '.join(parts)}>"
+    return [*parts, f"grid={'listed' if listed else description.grid.spacing!r}"]
 
 
 def _shortened(told: Sequence[float]) -> str:

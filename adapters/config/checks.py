@@ -15,6 +15,7 @@ from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
+from .given_plan import given_plan
 from .grid_options import parameters_of
 from .location import image_side
 from .network_output import prediction_type
@@ -43,6 +44,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.number)
     }
     config = {**config, **stored}
+    given_plan(config)
     solver = solver_choice(config)
     options = solver.options(_NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.

@@ -8,12 +8,12 @@ What is not taken over is kept in ``replaced``, for ``to_stock``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from .default_solver import with_default_solver
-from .known_keys import MODEL_KEYS
+from .known_keys import model_said
 from .noise_schedules import is_flow
 from .spacing_keys import GRID_KEYS, spacing_of
 from .typed_solver import solver_name
@@ -53,14 +53,14 @@ def of_the_model(
     replaced = {key: value for key, value in habits.items() if key not in unsaid}
     meant = {key: value for key, value in replaced.items() if value and key not in given}
     if meant:
-        _say(
+        say(
             f"the grid, the order and the last steps are PlanScheduler's own. Of the config of "
             f"{origin or 'the other scheduler'}, it does not follow "
             f"{', '.join(f'{key}={value!r}' for key, value in sorted(meant.items()))}; give such "
             "a key to from_config to have it followed, or keep_sampling=True for all of them"
         )
     kept = {key: value for key, value in config.items() if key not in habits}
-    return {**in_force(kept), **({"replaced": replaced} if replaced else {})}
+    return {**model_said(kept), **({"replaced": replaced} if replaced else {})}
 
 
 def with_habits(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,28 +71,7 @@ def with_habits(config: Mapping[str, Any]) -> dict[str, Any]:
     habits = {key: config[key] for key in SAMPLING_KEYS if key in config}
     if is_flow(config) or "timestep_spacing" not in habits and "sigma_schedule" not in habits:
         habits["timestep_spacing"] = "linspace"
-    return in_force({**config, **habits}, habits)
-
-
-def in_force(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
-    """The config with the keys of the model, and ``also``, as said, where they are defaults too.
-
-    diffusers does not hand defaults over to another scheduler. For options of sampling that is a
-    convention; for the noise schedule it would make another model of it.
-    """
-    if "_use_default_values" not in config:
-        return dict(config)
-    unsaid = set(config["_use_default_values"]) & set(config) - {*MODEL_KEYS, *also}
-    return {**config, "_use_default_values": sorted(unsaid)}
-
-
-def model_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own config, marked likewise: other classes may have other defaults of such keys."""
-    if "_use_default_values" not in config:
-        return dict(config)
-    defaults = config["_use_default_values"]
-    kept = sorted(key for key in defaults if key not in MODEL_KEYS or config.get(key) is None)
-    return {**config, "_use_default_values": kept}
+    return model_said({**config, **habits}, habits)
 
 
 NO_FLOW = "models that are no flow"
@@ -110,10 +89,10 @@ def say_without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> N
     }
     for key, owner in reasons.items():
         if owner is not None and given.get(key):
-            _say(f"{key}={given[key]!r} has no effect here: it belongs to {owner}")
+            say(f"{key}={given[key]!r} has no effect here: it belongs to {owner}")
 
 
 @cache
-def _say(message: str) -> None:
-    # The cache makes it once a process.
+def say(message: str) -> None:
+    """Write a line into the log, once a process, for which the cache is."""
     logger.warning(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -34,6 +34,7 @@ MODEL_KEYS = (
 OUR_OWN = (
     "solver",
     "ems",
+    "plan",
     "exact_sigmas",
     "location",
     "scale",
@@ -91,6 +92,19 @@ def unsaid(config: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
         and same(config[key], default)
         and (default is None or (key not in given and key not in (*MODEL_KEYS, *OUR_OWN)))
     }
+
+
+def model_said(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
+    """The config with the keys of the model, and ``also``, as said, where they are defaults too.
+
+    diffusers does not hand defaults over to another scheduler, whose own may be others. For options
+    of sampling that is a convention; for the noise schedule it would make another model of it.
+    """
+    if "_use_default_values" not in config:
+        return dict(config)
+    unsaid = set(config["_use_default_values"]).intersection(config).difference(also)
+    kept = [key for key in unsaid if key not in MODEL_KEYS or config[key] is None]
+    return {**config, "_use_default_values": sorted(kept)}
 
 
 def said_only(text: str, unsaid: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from logsnr.solvers import EMS
 from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import chosen_solver, find_solver
 
+from .carried_files import carried_by
 from .default_solver import OTHER_SOLVER_TYPES, SOLVER_TYPES, UNIPC_VARIANTS, with_default_solver
-from .ems_file import ems_of
 from .noise_schedules import is_flow
 from .typed_solver import typed_solver
 
@@ -110,7 +110,7 @@ def solver_choice(config: Mapping[str, Any], n: int | None = None) -> SolverChoi
         fixed["space"] = "noise"
     if "variable" in has and is_flow(config):
         fixed["variable"] = "time"  # FlowMatchHeun's method
-    ems = ems_of(config) if "ems" in has else None
+    ems = carried_by(config, "ems") if "ems" in has else None
     if "ems" in has:
         # Networks of training steps want their nodes where they are, not on the statistics' grid.
         fixed |= {"ems": ems, "treatment": "spline"}

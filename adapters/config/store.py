@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from diffusers.configuration_utils import FrozenDict
 
-from .ems_file import carried
+from .carried_files import CARRIED, carried
 
 NO_KEYS: frozenset[str] = frozenset()
 
@@ -83,7 +83,7 @@ class Config(FrozenDict):
                 f"{name}={value!r} is not a key that this scheduler reads; its keys are "
                 f"{', '.join(sorted(own))}"
             )
-        OrderedDict.__setitem__(self, name, carried(value) if name == "ems" else value)
+        OrderedDict.__setitem__(self, name, carried(name, value) if name in CARRIED else value)
         self.__dict__["edition"] = Edition()
         unsaid = self.get("_use_default_values", ())
         if name in unsaid:

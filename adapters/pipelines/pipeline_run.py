@@ -103,8 +103,8 @@ def run_pipeline(
     # A PlanScheduler's grid is kept; on another scheduler's model the algorithm may name a solver.
     keep = chosen.solver is None or "solver" in own.config
     named: dict[str, Any] = {} if keep else {"solver": chosen.solver}
-    # Statistics are for PlanScheduler's own runs, and may be those that are being renewed.
-    scheduler = LoopScheduler.from_config(own.config, ems=None, **named)
+    # Statistics and a plan are for PlanScheduler's own runs, and may be those that are being made.
+    scheduler = LoopScheduler.from_config(own.config, ems=None, plan=None, **named)
     flag = vars(pipe).pop("_interrupt", _MISSING)
     with Networks(pipe) as networks:
         scheduler.attach(

@@ -13,7 +13,6 @@ from torch import Tensor
 from logsnr.solvers import Evaluation, Node, Noise, Plan
 from logsnr.solvers.executor import Mark
 from logsnr.solvers.prediction import to_data
-from logsnr.solvers.registry import find_solver
 from logsnr.solvers.running import executor_for, proceed, version
 
 
@@ -26,7 +25,7 @@ class PlanRun:
     threshold : applied to every data prediction.
     differentiable : keep the graph of the steps.
     place : which evaluation of a longer list the first one is.
-    eta : what the plan was made with.
+    eta, takes_eta : what the plan was made with, and whether another would be another plan.
 
     Attributes
     ----------
@@ -53,6 +52,7 @@ class PlanRun:
         differentiable: bool = False,
         place: int = 0,
         eta: float = 0.0,
+        takes_eta: bool = False,
     ):
         self.prediction = prediction
         self.sign = sign
@@ -62,7 +62,7 @@ class PlanRun:
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self.variance_noise: Tensor | None = None
         self.differentiable = differentiable
-        self.eta, self.takes_eta = eta, "eta" in find_solver(plan.solver).defaults
+        self.eta, self.takes_eta = eta, takes_eta
         self.begin = self.place = place
         self.nodes: list[Node] = [plan.rows[k].node for k in plan.evaluated]
         self.executor = executor_for(plan, sample, self._handed_on, differentiable=differentiable)

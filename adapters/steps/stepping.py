@@ -17,10 +17,16 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, Node
 from logsnr.solvers.running import version
 
-from ..config.ems_file import check_shape
 from ..timesteps.arguments import tensor
-from ..timesteps.evaluations import Evaluations, called, evaluations_of_training, lay_out
+from ..timesteps.evaluations import (
+    Evaluations,
+    called,
+    check_whole,
+    evaluations_of_training,
+    lay_out,
+)
 from ..timesteps.rewritten_times import rewritten
+from ..timesteps.statistics_checks import check_shape
 from ..timesteps.timetable import Timetable
 from .plan_run import PlanRun
 from .runs import Runs
@@ -82,6 +88,8 @@ class Stepping:
                 f"begin_index={begin_index}: the run has {n} evaluations, and at least one must "
                 "remain; with a strength, num_inference_steps * strength must be at least 1"
             )
+        if self._description.plan is not None:
+            check_whole(begin_index)
         self._begins, self._runs = begin_index, Runs()
         self._index, self._wanted = None, self._first + begin_index
 
@@ -259,6 +267,7 @@ class Stepping:
             and (sample.requires_grad or output.requires_grad),
             place=place,
             eta=eta,
+            takes_eta=self._evaluations.takes_eta,
         )
         self._runs.begin(run)
         return run

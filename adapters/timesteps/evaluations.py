@@ -14,11 +14,13 @@ from torch import Tensor
 
 from logsnr.solvers import DiscreteVP, Node, NoiseSchedule, Plan
 from logsnr.solvers.prediction import to_data
+from logsnr.solvers.registry import find_solver
 
 from ..config.description import Description
-from ..config.ems_file import check_fits
 from ..plans import nfe_through, plan_for, steps_spent
 from .layout import Layout, layout
+from .plan_layout import plan_layout
+from .statistics_checks import check_fits
 
 # Their schedulers in diffusers lay out steps of two evaluations.
 STEPS_OF_TWO = ("heun", "dpm2")
@@ -60,11 +62,23 @@ class Evaluations:
         return torch.tensor(self.layout.levels(nodes, self.schedule), dtype=torch.float32)
 
     @property
+    def takes_eta(self) -> bool:
+        """Whether the plan depends on the eta of a step."""
+        solver = self.description.solver.name
+        return self.description.plan is None and "eta" in find_solver(solver).defaults
+
+    @property
     def end(self) -> Node:
         return self.layout.nodes[-1]
 
     def plan(self, begin: int, nodes: Sequence[Node], eta: float) -> Plan:
-        """The plan of the evaluations that remain where those of the run are at ``nodes``."""
+        """The plan of the evaluations that remain where those of the run are at ``nodes``.
+
+        Raises ValueError for a part of a plan that was given.
+        """
+        if (given := self.description.plan) is not None:
+            check_whole(begin)
+            return given
         remaining = self._remaining(begin, nodes)
         return plan_through(self.description, remaining, self.nfe, self.nfe - begin, eta)
 
@@ -112,6 +126,9 @@ def lay_out(
     Raises ValueError naming the argument or the key of the config that is wrong.
     """
     solver = description.solver
+    if (plan := description.plan) is not None:
+        result = plan_layout(description.model, plan, n, timesteps, sigmas)
+        return Evaluations(description, result, result, called(plan))
     result = layout(description, n, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if solver.name not in STEPS_OF_TWO or timesteps is not None or sigmas is not None:
         return evaluations_through(description, result)
@@ -134,6 +151,7 @@ def evaluations_through(
     description: Description, result: Layout, whole: Layout | None = None
 ) -> Evaluations:
     """Those through the nodes of ``result``, or by ``whole`` from the first of them."""
+    check_no_plan(description)
     _check(description, result)
     whole, n, solver = whole or result, len(result.timesteps), description.solver
     if result.listed is not None:
@@ -154,8 +172,26 @@ def evaluations_of_training(description: Description, timesteps: Sequence[float]
 
     It is a rule, not a list of the user: solvers with several evaluations a step take larger ones.
     """
+    check_no_plan(description)
     result = replace(layout(description, None, timesteps=timesteps), listed=None)
     return Evaluations(description, result, result, result.nodes[:-1])
+
+
+def check_whole(begin: int) -> None:
+    """ValueError for a run of a given plan from another evaluation than the first."""
+    if begin:
+        raise ValueError(
+            f"begin_index={begin}: a plan that was given is run from its start; a strength or a "
+            "split schedule needs plan=None"
+        )
+
+
+def check_no_plan(description: Description) -> None:
+    """ValueError for times of a caller's own beside a plan."""
+    if description.plan is not None:
+        raise ValueError(
+            f"timesteps and sigmas are those of plan={description.plan!r}: others need plan=None"
+        )
 
 
 def _check(description: Description, result: Layout) -> None:

@@ -4,14 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node
+from logsnr.solvers import DiscreteVP, FlowMatching, Node
 
 from ..config.model import Model
 from ..config.sigma_models import SigmaModel
+
+if TYPE_CHECKING:
+    from ..config.description import Description
+    from ..steps.runs import Runs
+    from ..timesteps.timetable import Timetable
+
+
+class ForwardProcess:
+    """The part of a scheduler that makes noisy images, and what a network is trained to say."""
+
+    if TYPE_CHECKING:
+        _table: Timetable | None
+        _runs: Runs
+        _wanted: int | None
+
+        def _hear(self) -> None: ...
+        @property
+        def _description(self) -> Description: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at ``timesteps`` (one or B entries).
+
+        The levels of the run if all of ``timesteps`` are its own, and of training otherwise.
+        """
+        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
+        levels = self._levels_of(torch.as_tensor(timesteps, dtype=known), original_samples)
+        return noisy(original_samples, noise, levels)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """``add_noise`` under the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The target of v-prediction, alpha noise - sigma x0, at training ``timesteps`` (B,).
+
+        Of flow models their own target, noise - x0. ValueError for an EDM network, whose target is
+        made by its preconditioning.
+        """
+        model = self._description.model
+        if model.edm:
+            raise ValueError("get_velocity: a model with sigma_data is trained on another target")
+        if isinstance(model.schedule, FlowMatching):
+            return noise - sample
+        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
+        told = torch.as_tensor(timesteps, dtype=known)
+        levels = training_levels(model, told, sample)
+        return noisy(noise, -sample, levels)
+
+    def _levels_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """alpha and sigma where the network is told ``timesteps``: of the run, or of training."""
+        self._hear()
+        model = self._description.model
+        if self._table is not None:
+            here = self._runs.place if self._wanted is None else self._wanted
+            places = self._table.all_places(timesteps, here)
+            if places is not None:
+                nodes = self._table.nodes
+                return levels_of([nodes[place] for place in places], model.unit, like)
+        return training_levels(model, timesteps, like)
 
 
 def noisy(original: Tensor, noise: Tensor, levels: Tensor) -> Tensor:

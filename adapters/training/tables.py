@@ -1,4 +1,4 @@
-"""What scripts read of diffusers' schedulers beside a run: tables of training, and its targets."""
+"""What scripts read of diffusers' schedulers beside a run: tables of training, and the shift."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from logsnr.solvers.running import version
 from ..config.description import Description
 from ..config.model import model_of
 from ..config.noise_schedules import betas_of
-from .forward_process import noisy, training_levels
 
 if TYPE_CHECKING:
     from ..config.store import Config
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 _DOUBLE = torch.float64
 
 
-class StockAttributes:
+class TrainingTables:
     """Attributes of diffusers' schedulers, as far as the model has them.
 
     Tables are float32, with an entry for each training step, in the order of training. Those of
@@ -142,22 +141,6 @@ class StockAttributes:
             return timestep - 1
         place = self.index_for_timestep(timestep) + 1
         return self.timesteps[place] if place < len(self.timesteps) else torch.tensor(-1)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The target of v-prediction, alpha noise - sigma x0, at training ``timesteps`` (B,).
-
-        Of flow models their own target, noise - x0. ValueError for an EDM network, whose target is
-        made by its preconditioning.
-        """
-        model = self._description.model
-        if model.edm:
-            raise ValueError("get_velocity: a model with sigma_data is trained on another target")
-        if isinstance(model.schedule, FlowMatching):
-            return noise - sample
-        known = timesteps.dtype if isinstance(timesteps, Tensor) else torch.float64
-        told = torch.as_tensor(timesteps, dtype=known)
-        levels = training_levels(model, told, sample)
-        return noisy(noise, -sample, levels)
 
     def _hear_tables(self) -> None:
         """Follow what was written into ``alphas_cumprod``."""

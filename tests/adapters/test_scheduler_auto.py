@@ -13,7 +13,7 @@ from scheduler_cases import EDM, LATENT, drive, start
 from scipy.stats import logistic
 
 from logsnr.adapters import PlanScheduler
-from logsnr.adapters.config.foreign import SAMPLING_KEYS, _say
+from logsnr.adapters.config.foreign import SAMPLING_KEYS, say
 from logsnr.solvers import SPACINGS
 
 FLOW = {"shift": 3.0}
@@ -84,7 +84,7 @@ def test_what_is_replaced_comes_back(name, tmp_path):
 @pytest.mark.parametrize("name", HABITS)
 def test_what_is_replaced_is_named_in_the_log_once(name, caplog):
     stock = stock_of(name, **HABITS[name])
-    _say.cache_clear()
+    say.cache_clear()
     with caplog.at_level(logging.WARNING, "logsnr.adapters"):
         for _ in range(3):
             PlanScheduler.from_config(stock.config)
@@ -95,7 +95,7 @@ def test_what_is_replaced_is_named_in_the_log_once(name, caplog):
 
 
 def test_nothing_is_logged_where_nothing_is_replaced(caplog):
-    _say.cache_clear()
+    say.cache_clear()
     PlanScheduler.from_config(diffusers.DDIMScheduler(**LATENT).config)
     ours = PlanScheduler(**LATENT, timestep_spacing="trailing")
     PlanScheduler.from_config(ours.config)
@@ -309,7 +309,7 @@ def test_the_sample_size_of_a_network_may_be_a_pair():
     ids=str,
 )
 def test_a_keyword_without_effect_is_named(config, given, caplog):
-    _say.cache_clear()
+    say.cache_clear()
     ours = PlanScheduler(**config).config
     PlanScheduler.from_config(ours, **given)
     (line,) = [record.getMessage() for record in caplog.records]

@@ -33,7 +33,7 @@ from scheduler_cases import (
 from tiny.family import using
 from tiny_pipelines import FAMILIES as PIPELINES
 
-import logsnr.adapters.config.ems_file
+import logsnr.adapters.config.carried_files
 from logsnr.adapters import PlanScheduler, noise_schedule, run_pipeline, statistics
 from logsnr.adapters.pipelines.statistics_algorithm import LARGEST_SHIFT
 from logsnr.solvers import EMS, Denoiser, DiscreteVP, NoiseSchedule, Verdict, make_plan, sample
@@ -238,7 +238,7 @@ def test_copies_share_the_statistics():
     ours = v3(LATENT, smooth(LATENT))
     expected = run_with(ours, {})
     copied = copy.deepcopy(ours)
-    assert copied.config.ems.ems is ours.config.ems.ems
+    assert copied.config.ems.value is ours.config.ems.value
     pickled = pickle.loads(pickle.dumps(ours))
     assert run_with(copied, {}) == run_with(pickled, {}) == expected
 
@@ -261,7 +261,7 @@ def test_the_hub_keeps_the_statistics_with_the_config(monkeypatch, tmp_path):
     config_module = diffusers.configuration_utils
     monkeypatch.setattr(config_module, "create_repo", lambda *_, **__: Repository())
     monkeypatch.setattr(config_module, "hf_hub_download", download)
-    monkeypatch.setattr(logsnr.adapters.config.ems_file, "hf_hub_download", download)
+    monkeypatch.setattr(logsnr.adapters.config.carried_files, "hf_hub_download", download)
     monkeypatch.setattr(PlanScheduler, "_upload_folder", upload)
     ours = v3(LATENT, smooth(LATENT))
     ours.save_pretrained(str(tmp_path / "local"), push_to_hub=True)
