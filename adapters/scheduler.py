@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Plan
@@ -44,7 +45,8 @@ from .training.tables import TrainingTables
 from .training.timesteps import training_table
 
 
-class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured):
+# diffusers looks for SchedulerMixin in the very module that a saved pipeline names.
+class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, SchedulerMixin):
     """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
 
     Parameters

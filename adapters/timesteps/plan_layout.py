@@ -9,11 +9,11 @@ from logsnr.solvers.grids import node_at
 
 from ..config.model import Model
 from ..config.sigma_models import SigmaModel
+from .discrete import nearest_step
 from .layout import Layout
 from .pipeline_sigmas import sent_unasked
 
 ON_SCHEDULE = 1e-6  # of alpha and sigma, which may come from float32
-WHOLE = 1e-6  # of a training step
 
 
 def plan_layout(
@@ -24,6 +24,8 @@ def plan_layout(
     sigmas: Sequence[float] | None,
 ) -> Layout:
     """The nodes at which ``plan`` calls the network, and its end.
+
+    As everywhere but for listed timesteps, a model of training steps is told the nearest of them.
 
     Raises ValueError for a plan of another model, and where n evaluations, or others, are asked
     for. The list that a flow pipeline sends by itself asks for none.
@@ -46,8 +48,7 @@ def plan_layout(
 def _told(model: Model, node: Node) -> float:
     schedule = model.schedule
     if isinstance(schedule, DiscreteVP):
-        index = schedule.network_time(node.t)
-        return round(index) if abs(index - round(index)) < WHOLE else index
+        return nearest_step(schedule, node)
     if isinstance(schedule, SigmaModel):
         return schedule.network_time(node.t)
     return model.training_steps * (1 - node.t if model.inverted else node.t)
