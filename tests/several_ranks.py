@@ -28,6 +28,7 @@ def start_ranks(scenario: Scenario, folder: Path, timeout: float = 25) -> list[B
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    address["TEST_FOLDER"] = str(folder)  # for what a scenario writes besides
     processes = []
     for rank in range(2):
         environment = address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}

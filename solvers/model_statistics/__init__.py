@@ -1,9 +1,11 @@
-r"""Estimation of the empirical model statistics of DPM-Solver-v3 for any network.
+r"""The empirical model statistics of DPM-Solver-v3: what they are, and their estimation.
 
-``arguments`` checks what was asked for, ``data`` and ``conditions`` provide the samples,
-``process`` is the loop over samples and nodes, ``probes`` and ``ways`` say what is measured at a
-state, ``statistics`` turns moments into l, s and b, ``records`` keeps them on disk and ``shared``
-shares the work over processes.
+``ems`` holds them, ``integrals`` integrates them over a step, ``verdict`` says whether they help.
+
+Of an estimation, ``options`` and ``setup`` check what was asked for, ``samples`` and ``conditions``
+provide the samples, ``rounds`` is the loop over samples and nodes, ``probes`` and ``derivatives``
+say what is measured at a state, ``moments`` and ``estimates`` turn it into l, s and b,
+``accumulators`` keeps it on disk, and ``contest`` compares the result with the degenerate one.
 """
 
 from .contest import check_ems

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,16 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, check_start
 from ..plan import Plan
+from ..processes import present
 from ..registry import make_plan
 from ..requests import Batch, drive_batches, evaluator
 from ..schedules import NoiseSchedule
 from .accumulators import Records
+from .checkpoint import of_process
 from .conditions import check_conditions, conditioned
 from .ems import EMS, check_event
-from .rounds import Setup
-from .samples import KEPT, Data, generator_of, sampled
-from .shared import World
+from .samples import KEPT, generator_of, sampled
+from .setup import Setup
 from .verdict import Verdict
 
 NFE = (5, 6, 8, 10, 15, 20)
@@ -173,46 +175,37 @@ def _guarded(
             return torch.where(rows, torch.inf, stop.value)
 
 
-def check(
-    setup: Setup, data: Data, ems: EMS, prediction: str, folder: Any, *, durable: bool
-) -> Generator[Any, Any, EMS]:
+def check(setup: Setup, ems: EMS, folder: Path) -> Generator[Any, Any, EMS]:
     """The statistics with their verdict: the last part of an estimation, in all its processes."""
-    world = World()
+    world = present()
     starts = min(number_of_starts(setup.event), setup.samples)
-    shares = [
-        range(starts)[rank * starts // world.size : (rank + 1) * starts // world.size]
-        for rank in range(world.size)
-    ]
     first, last = setup.nodes[0], setup.nodes[-1]
-    contest = Contest(ems, setup.path.schedule, prediction, first.t, last.t)
-    mine, runs = shares[world.rank], len(contest.plans())
+    contest = Contest(ems, setup.path.schedule, setup.prediction, first.t, last.t)
+    mine, runs = world.mine(starts), len(contest.plans())
     errors = np.zeros((runs, 0))
     if mine:
         total = ems.about["samples"]
         settings = {"samples": total, "starts": starts, "processes": world.size}
         tables = {"converged": (1, len(mine), *setup.event), "errors": (runs, len(mine))}
         # An estimation that was extended has other statistics.
-        place = folder / f"process{world.rank}" / f"check{total}"
-        store = Records(place, tables, settings, durable=durable)
-        x_T = yield from _starts(setup, data, mine)
+        store = Records(
+            of_process(folder) / f"check{total}", tables, settings, durable=setup.durable
+        )
+        x_T = yield from _starts(setup, mine)
         errors = yield from compared(contest, x_T, mine, setup.rows, store)
-    parts = [
-        world.broadcast(errors if rank == world.rank else np.zeros((runs, len(share))), rank)
-        for rank, share in enumerate(shares)
-        if share
-    ]
+    rows = world.gather("the check of statistics", errors.tobytes())
+    parts = [np.frombuffer(row).reshape(runs, -1) for row in rows if row]
     return replace(ems, verdict=contest.verdict(np.concatenate(parts, axis=1)))
 
 
-def _starts(setup: Setup, data: Data, samples: range) -> Generator[Batch, Tensor, Tensor]:
+def _starts(setup: Setup, samples: range) -> Generator[Batch, Tensor, Tensor]:
+    seed = setup.options.seed
     draws = [
-        torch.randn(
-            *setup.event, dtype=torch.float64, generator=generator_of(setup.seed, i, purpose=2)
-        )
+        torch.randn(*setup.event, dtype=torch.float64, generator=generator_of(seed, i, purpose=2))
         for i in samples
     ]
     n = torch.stack(draws)
-    x0 = torch.zeros_like(n) if data.own else (yield from data.source(samples))
+    x0 = torch.zeros_like(n) if setup.data.own else (yield from setup.data.source(samples))
     return setup.states(x0, n, setup.nodes[:1])[0]
 
 

@@ -45,7 +45,6 @@ from .probes import (
     jacobian_by_jvp,
 )
 
-WAYS = ("auto", "jvp", "difference")
 RIPPLE_STEP = 0.1
 """Step in lambda of the derivative of networks that take the number of a training step."""
 RIPPLE = 0.2

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,111 +33,48 @@ import torch
 from torch import Tensor
 
 from ..plan import Node
-from ..requests import Batch
-from .accumulators import Records, State, block_size, read_settings
+from ..processes import Ranks, present
+from .accumulators import Records, State, block_size
+from .checkpoint import of_process
 from .ems import EMS
-from .moments import RECORD, Estimate, Level, estimate, merge, moments, with_slopes
-from .probes import Measured, Path, Probe, SampleBatch, columns
-from .samples import Data, signs_and_noise
-from .shared import World
+from .estimates import SPREAD, precise, statistics
+from .moments import RECORD, Level, estimate, merge, moments, with_slopes
+from .network_fingerprint import fingerprint
+from .probes import Measured, Probe
+from .setup import Setup
 
-GRANULARITIES = ("coordinate", "channel", "scalar")
-Estimation = Generator[Any, Any, EMS]
+Requests = Generator[Any, Any, EMS]
 """Yields `Batch` (sent outputs) and `Probe` (sent `Measured`), returns the statistics."""
 
-_SPREAD = slice(RECORD, RECORD + 6)
-_LEAST_GROUPS = 8
-"""Groups before a stopping rule may act on standard errors that come from them."""
+WHEN = "the estimation of statistics"
+"""Where processes meet, in their messages."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Everything that an estimation is determined by, checked.
-
-    ``nodes`` run from noise to data, uniformly in lambda over ``path``; ``group`` is the number
-    of samples of a group, ``rows`` that of states in one network call; ``settings`` are JSON values
-    that name what else the result depends on (data, network, how derivatives are had).
-    """
-
-    path: Path
-    nodes: tuple[Node, ...]
-    event: tuple[int, ...]
-    samples: int
-    group: int
-    rows: int
-    seed: int
-    granularity: str
-    dtype: torch.dtype
-    device: torch.device
-    stop: float | None
-    settings: dict[str, Any]
-
-    @property
-    def batch(self) -> int:
-        """Samples that are worked on together."""
-        return min(self.rows, self.group)
-
-    @property
-    def block(self) -> int:
-        """Nodes that are worked on together."""
-        return min(self.rows // self.batch, block_size((RECORD, *self.pooled)))
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """Event axes over which moments are pooled."""
-        first = {"coordinate": len(self.event), "channel": 1, "scalar": 0}[self.granularity]
-        return tuple(range(first, len(self.event)))
-
-    @property
-    def pooled(self) -> tuple[int, ...]:
-        """Shape of the statistics at a node."""
-        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.event))
-
-    @property
-    def pool(self) -> int:
-        """Coordinates that share one statistic."""
-        return math.prod(self.event) // math.prod(self.pooled)
-
-    @property
-    def spacing(self) -> float:
-        """Distance of the nodes in lambda."""
-        return (self.path.last - self.path.first) / (len(self.nodes) - 1)
-
-    def states(self, x0: Tensor, n: Tensor, nodes: Sequence[Node]) -> Tensor:
-        """x = alpha x0 + sigma n (K, B, *event) at ``nodes`` as the network gets it."""
-        alpha, sigma = columns([(node.alpha, node.sigma) for node in nodes], x0[None])
-        return (alpha * x0 + sigma * n).to(self.device, self.dtype)
-
-
-def process(
-    setup: Setup,
-    data: Data,
-    folder: Any,
-    *,
-    durable: bool,
-    watch: Callable[[int], None] = lambda done: None,
-) -> Estimation:
+def rounds(
+    setup: Setup, folder: Path, watch: Callable[[int], None] = lambda done: None
+) -> Requests:
     """Generator of the whole estimation, with its accumulators in ``folder``.
 
     ``watch(done)`` is told after every node of a batch how many samples times nodes this process
-    has done. With ``durable`` the generator can be made again after a kill and goes on.
+    has done. Where the work is kept, the generator can be made again after a kill and goes on.
     """
-    world = World()
-    folder = folder / f"process{world.rank}"
+    world = present()
+    own = of_process(folder)
     settings = {**setup.settings, "group": setup.group, "processes": world.size}
-    if durable:
-        settings["fingerprint"] = yield from _fingerprint(setup, folder)
+    if setup.durable:
+        settings["fingerprint"] = yield from fingerprint(setup, own)
     nodes, shape = len(setup.nodes), setup.pooled
     tables: dict[str, tuple[int, ...]] = {"group": (nodes, RECORD, *shape)}
     if world.rank == 0:
         tables["total"] = (nodes, RECORD + 6, *shape)
-    store = Records(folder, tables, settings, notes={"rows": setup.rows}, durable=durable)
+    notes = {"rows": setup.rows}
+    store = Records(own, tables, settings, notes=notes, durable=setup.durable)
     _synchronise(setup, store, world)
     while True:
         total = _from_first(world, store.state["total"])
         if total >= setup.samples or _precise(setup, store, world, total):
             return _result(setup, store, world, total)
-        yield from _sample_group(setup, data, store, world, watch)
+        yield from _sample_group(setup, store, world, watch)
         _merge_round(setup, store, world)
 
 
@@ -151,7 +88,7 @@ def _begin(number: int, total: int) -> State:
     return {"round": number, "done": 0, "stop": 0, "node": 0, "merged": 0, "total": total}
 
 
-def _synchronise(setup: Setup, store: Records, world: World) -> None:
+def _synchronise(setup: Setup, store: Records, world: Ranks) -> None:
     """Take up the stored state, or begin; all processes in the round of the first one.
 
     A process enters a round only when the first one has merged the whole round before, so it can
@@ -176,16 +113,16 @@ def _synchronise(setup: Setup, store: Records, world: World) -> None:
         )
 
 
-def _from_first(world: World, value: int) -> int:
-    return int(world.broadcast(np.array([float(value)]), 0)[0])
+def _from_first(world: Ranks, value: int) -> int:
+    return int(world.first(WHEN, value))
 
 
-def _first_sample(setup: Setup, world: World, number: int) -> int:
+def _first_sample(setup: Setup, world: Ranks, number: int) -> int:
     return (number * world.size + world.rank) * setup.group
 
 
 def _sample_group(
-    setup: Setup, data: Data, store: Records, world: World, watch: Callable[[int], None]
+    setup: Setup, store: Records, world: Ranks, watch: Callable[[int], None]
 ) -> Generator[Any, Any, None]:
     """The moments of this process's group, batch by batch and node by node."""
     state, nodes = store.state, setup.nodes
@@ -195,14 +132,13 @@ def _sample_group(
         done = state["done"]
         stop = state["stop"] if state["node"] else min(done + setup.batch, size)
         samples = range(low + done, low + stop)
-        x0 = yield from data.source(samples)
-        drawn = [signs_and_noise(setup.seed, i, setup.event) for i in samples]
-        n, signs = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-        signs = signs.to(setup.device, setup.dtype)
+        x0 = yield from setup.data.source(samples)
+        n, signs = setup.drawn(samples)
         for k in range(state["node"], len(nodes), setup.block):
             here = nodes[k : k + setup.block]
             x = setup.states(x0, n, here)
             measured = yield Probe(x, signs, here, samples)
+            world.heed(WHEN)
             records = store.read("group", k, len(here))
             if done == 0:
                 records[:] = 0  # what an earlier group left there
@@ -239,7 +175,7 @@ def _moments(
         yield moments(values[[0, 1, 3], :, i], values[2, :, i], axes)
 
 
-def _merge_round(setup: Setup, store: Records, world: World) -> None:
+def _merge_round(setup: Setup, store: Records, world: Ranks) -> None:
     """Merge the groups of all processes into the first one's total, in order."""
     number, nodes = store.state["round"], len(setup.nodes)
     for rank in range(world.size):
@@ -260,10 +196,10 @@ def _merge_round(setup: Setup, store: Records, world: World) -> None:
     store.state = _begin(number + 1, total)
 
 
-def _records(store: Records, world: World, rank: int) -> Iterator[np.ndarray]:
+def _records(store: Records, world: Ranks, rank: int) -> Iterator[np.ndarray]:
     """The group of process ``rank``, node by node, in every process."""
     for block in store.blocks("group"):
-        yield from world.broadcast(block, rank)
+        yield from world.broadcast(WHEN, block, rank)
 
 
 def _merge_block(
@@ -279,7 +215,7 @@ def _merge_block(
         columns = levels.reshape(2, -1, *[1] * len(setup.pooled))
         found = estimate(group, slopes, size * setup.pool, Level(*columns))
         values = np.stack([found.l, found.s, found.b])
-        mean, scatter = total[_SPREAD][:3], total[_SPREAD][3:]
+        mean, scatter = total[SPREAD][:3], total[SPREAD][3:]
         step = values - mean
         mean += step / (count // setup.group + 1)
         scatter += step * (values - mean)
@@ -288,75 +224,24 @@ def _merge_block(
     store.commit("total", k, stored, {**state, "merged": merged, "total": done})
 
 
-def _estimates(
-    setup: Setup, store: Records, total: int
-) -> Iterator[tuple[Estimate, np.ndarray | None]]:
-    """(statistics, standard errors of l, s, b) node by node, from the first process's total."""
-    groups = total // setup.group
-    rows = (record for block in store.blocks("total") for record in block)
-    for node, (record, slope) in zip(setup.nodes, with_slopes(rows, setup.spacing), strict=True):
-        found = estimate(record, slope, total * setup.pool, node)
-        if groups < 2:
-            yield found, None
-            continue
-        variance = record[_SPREAD][3:] / (groups - 1)
-        yield found, np.sqrt(variance * (setup.group / total))
-
-
-def _precise(setup: Setup, store: Records, world: World, total: int) -> bool:
+def _precise(setup: Setup, store: Records, world: Ranks, total: int) -> bool:
     """Whether the stopping rule is met; only between two groups, when the total is whole."""
-    if setup.stop is None or total < _LEAST_GROUPS * setup.group:
+    if setup.options.stop is None:
         return False
-    met = False
-    if world.rank == 0 and store.state["merged"] % len(setup.nodes) == 0:
-        medians = []
-        for found, errors in _estimates(setup, store, total):
-            assert errors is not None
-            scale = np.sqrt(found.f1_square)
-            errors[2] = np.where(scale > 0, errors[2] / np.where(scale > 0, scale, 1), 0)
-            medians.append(np.median(errors.reshape(3, -1), axis=1))
-        # Not the mean: s is ill determined, and irrelevant, at single coordinates and nodes.
-        met = bool((np.median(medians, axis=0) <= setup.stop).all())
-    return bool(_from_first(world, met))
+    whole = world.rank == 0 and store.state["merged"] % len(setup.nodes) == 0
+    return bool(_from_first(world, whole and precise(setup, store, total)))
 
 
-def _result(setup: Setup, store: Records, world: World, total: int) -> EMS:
+def _result(setup: Setup, store: Records, world: Ranks, total: int) -> EMS:
     """The statistics, in every process."""
-    shape = (len(setup.nodes), *setup.pooled)
-    values, errors = np.empty((3, *shape)), np.empty((3, *shape))
-    known = total >= 2 * setup.group
+    values = np.empty((6, len(setup.nodes), *setup.pooled))
     if world.rank == 0:
-        for k, (found, error) in enumerate(_estimates(setup, store, total)):
-            values[:, k] = found[:3]
-            errors[:, k] = 0 if error is None else error
-    if world.size > 1:
-        for k in range(len(setup.nodes)):
-            values[:, k] = world.broadcast(values[:, k], 0)
-            errors[:, k] = world.broadcast(errors[:, k], 0)
-    l, s, b = map(torch.from_numpy, values)
+        for k, (found, scatter) in enumerate(statistics(setup, store, total)):
+            values[:3, k], values[3:, k] = found[:3], 0 if scatter is None else scatter
+    for k in range(len(setup.nodes)):
+        values[:, k] = world.broadcast(WHEN, values[:, k])
+    l, s, b, *errors = map(torch.from_numpy, values)
     about = {**setup.settings, "samples": total}
-    names = dict(zip("lsb", map(torch.from_numpy, errors), strict=True)) if known else {}
+    known = dict(zip("lsb", errors, strict=True)) if total >= 2 * setup.group else {}
     lam = torch.linspace(setup.path.first, setup.path.last, len(setup.nodes), dtype=torch.float64)
-    return EMS(lam, l, s, b, errors=names, about=about)
-
-
-def _fingerprint(setup: Setup, folder: Any) -> Generator[Batch, Tensor, list[float]]:
-    """A few numbers by which the network is known again: its output on noise at a middle node.
-
-    A stored fingerprint is returned as it is stored if it agrees to 1e-3 (devices round
-    differently), so that the settings compare equal.
-    """
-    node = setup.nodes[len(setup.nodes) // 2]
-    samples = range(min(setup.batch, setup.samples))
-    n = torch.stack([signs_and_noise(setup.seed, i, setup.event)[0] for i in samples])
-    x = setup.states(n, n, [node])
-    output = yield SampleBatch(x, [node], samples)
-    first = output[0, 0].detach().double().flatten().cpu()
-    picked = torch.linspace(0, len(first) - 1, min(16, len(first)), dtype=torch.float32).long()
-    values = [float(f"{value:.9g}") for value in first[picked].tolist()]
-    stored = (read_settings(folder) or {}).get("fingerprint")
-    if stored is not None and len(stored) == len(values):
-        scale = max(map(abs, stored))
-        if all(abs(u - v) <= 1e-3 * scale for u, v in zip(values, stored, strict=True)):
-            return stored
-    return values
+    return EMS(lam, l, s, b, errors=known, about=about)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import GAUSSIAN, MIXTURE, SCHEDULES, normal
-from estimation_cases import BY_DIFFERENCE, DATA, SCHEDULE, SMALL, network_of, rowwise, shared_run
+from estimation_cases import BY_DIFFERENCE, DATA, SCHEDULE, SMALL, network_of, rowwise, same
 from PIL import Image
 from places import TESTS
 from safetensors.torch import save_file
@@ -47,12 +47,6 @@ from logsnr.solvers.requests import drive_batches, evaluator
 
 RANGES = {"vp_linear": (1.0, 1e-3), "vp_discrete": (1.0, 1e-3), "edm": (80.0, 0.01)}
 RANGES |= {"flow": (0.999, 0.01), "vp_cosine": (0.99, 1e-3)}
-
-
-def same(a, b) -> bool:
-    pairs = [(getattr(a, k), getattr(b, k)) for k in ("lam", "l", "s", "b")]
-    pairs += [(a.errors[k], b.errors[k]) for k in "lsb"]
-    return all(torch.equal(u, v) for u, v in pairs)
 
 
 # The formulas
@@ -336,17 +330,6 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     (tmp_path / "elsewhere" / "process0" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="empty folder"):
         estimate_ems(network_of(), DATA, **SMALL, checkpoint=tmp_path / "elsewhere")
-
-
-@pytest.mark.distributed
-def test_two_processes_give_the_result_of_one(tmp_path):
-    """Five groups over two processes: the last round has one group only."""
-    torch.multiprocessing.spawn(shared_run, (str(tmp_path),), nprocs=2)
-    whole = estimate_ems(network_of(), DATA, **SMALL | {"check": True})
-    for rank in range(2):
-        found = type(whole).load(tmp_path / f"{rank}.safetensors")
-        assert same(whole, found)
-        assert whole.verdict is not None and found.verdict == whole.verdict
 
 
 def test_the_generator_gives_what_estimate_ems_gives():
