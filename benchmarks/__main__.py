@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "Compare solvers on the embedded model of digits, next to diffusers' schedulers.",
     "solvers": "List the solvers: names, orders, cost, and when to use which.",
     "nfe": "Compare solvers on your own diffusers pipeline with a converged solution.",
+    "report": "Make a page of the records in folders: tables, charts, pictures, protocol.",
     "parallel": "Measure parallel-in-time sampling: sweeps, errors, wall time.",
     "ems": "Estimate the statistics that DPM-Solver-v3 needs of a model, and plot them.",
     "overhead": "Time a step of each solver against the step of diffusers' scheduler.",
