@@ -76,7 +76,7 @@ def load_weights(
     return classifier.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def recorded(folder: Path) -> dict[str, str]:
-    """What the recipe recorded of the weights in a folder: held_out_accuracy, seed, epochs, ..."""
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        return dict(file.metadata())
+def metadata(file: Path) -> dict[str, str]:
+    """What is written beside the tensors of a safetensors file."""
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())

@@ -19,6 +19,16 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "glasses": ("no", "yes"),
     "hat": ("no", "yes"),
 }
+SHARES: dict[str, tuple[float, ...]] = {
+    "background": (0.2,) * 5,
+    "skin": (0.25,) * 4,
+    "clothing": (0.25,) * 4,
+    "hair": (24 / 45, 21 / 45),
+    "glasses": (0.6, 0.4),
+    "hat": (0.75, 0.25),
+}
+"""How often each value is drawn, independently of the others."""
+
 NUM_LABELS = math.prod(len(values) + 1 for values in ATTRIBUTES.values())
 
 
@@ -64,3 +74,17 @@ def join_labels(places: Tensor) -> Tensor:
     for index, values in enumerate(ATTRIBUTES.values()):
         labels = labels * (len(values) + 1) + places[..., index]
     return labels
+
+
+def face_turns(first: int, count: int) -> Tensor:
+    """The labels (count,) of samples number first, first + 1, ..., all attributes set.
+
+    Number i has the values that the fractional parts of (i + 1/2) sqrt(p) fall on, one prime p an
+    attribute: evenly spread over all combinations, in the proportions of the drawn faces.
+    """
+    numbers = torch.arange(first, first + count, dtype=torch.float64) + 0.5
+    places = []
+    for shares, prime in zip(SHARES.values(), (2, 3, 5, 7, 11, 13), strict=True):
+        bounds = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
+        places.append(1 + torch.bucketize((numbers * math.sqrt(prime)) % 1, bounds))
+    return join_labels(torch.stack(places, dim=1))

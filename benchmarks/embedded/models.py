@@ -21,19 +21,23 @@ from torch import Tensor, nn
 
 from logsnr.adapters.config.noise_schedules import noise_schedule
 from logsnr.benchmarks.embedded.classifiers import (
+    WEIGHTS_FILE,
     Classifier,
     FeatureNetwork,
     load_weights,
-    recorded,
+    metadata,
 )
 from logsnr.benchmarks.embedded.conditioning import Labels, add_condition, check_labels
 from logsnr.benchmarks.embedded.digit_classifier import DigitClassifier
+from logsnr.benchmarks.embedded.face_classifier import FaceClassifier
+from logsnr.benchmarks.embedded.face_labels import NUM_LABELS, face_turns
 from logsnr.benchmarks.metrics.statistics import FeatureStatistics
 from logsnr.solvers import EMS, ClassifierFree, Denoiser, NoiseSchedule
 from logsnr.solvers.names import nearest
 
 STATISTICS_FILE = "reference_statistics.safetensors"
 FEATURES_FILE = "reference_features.safetensors"
+IMAGES_FILE = "images.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class EmbeddedModel:
     def ems_file(self) -> Path:
         """The statistics of DPM-Solver-v3, if this model has them."""
         return self.folder / "ems" / "ems.safetensors"
+
+    @property
+    def images_file(self) -> Path:
+        """Some real images with their labels, if this model has them."""
+        return self.folder / IMAGES_FILE
 
     # The diffusion model
 
@@ -202,11 +211,15 @@ class EmbeddedModel:
 
     def classifier_metadata(self) -> dict[str, str]:
         """What the recipe recorded of the classifier: accuracy, seed, ..."""
-        return recorded(self.classifier_folder)
+        return metadata(self.classifier_folder / WEIGHTS_FILE)
 
     def load_reference_statistics(self) -> FeatureStatistics:
         """The feature statistics of the real images, as `load_feature_network` sees them."""
         return FeatureStatistics.load(self.classifier_folder / STATISTICS_FILE)
+
+    def statistics_metadata(self) -> dict[str, str]:
+        """What stands beside them: "floor_1000" is the distance of 1,000 real images, ..."""
+        return metadata(self.classifier_folder / STATISTICS_FILE)
 
     def load_reference_features(self) -> Tensor:
         """Features (5000, d), float64, of real images, for metrics that need more than moments.
@@ -214,6 +227,11 @@ class EmbeddedModel:
         The disk holds half precision.
         """
         return load_file(self.classifier_folder / FEATURES_FILE)["features"].double()
+
+    def load_images(self) -> tuple[Tensor, Tensor]:
+        """Real images (B, *shape) in [-1, 1] that no network was trained on, and labels (B,)."""
+        tensors = load_file(self.images_file)
+        return tensors["images"].float() / 127.5 - 1, tensors["labels"].long()
 
 
 def _digits_in_turn(first: int, count: int) -> Tensor:
@@ -230,7 +248,17 @@ DIGITS = EmbeddedModel(
     classifier=DigitClassifier,
 )
 
-EMBEDDED_MODELS = {model.name: model for model in (DIGITS,)}
+FACES = EmbeddedModel(
+    name="faces",
+    prediction="flow_prediction",
+    shape=(3, 16, 16),
+    labels=NUM_LABELS,
+    null_label=0,
+    turns=face_turns,
+    classifier=FaceClassifier,
+)
+
+EMBEDDED_MODELS = {model.name: model for model in (DIGITS, FACES)}
 
 
 def embedded_model(name: str) -> EmbeddedModel:

@@ -25,8 +25,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from logsnr.benchmarks.embedded.background import BACKGROUND_FILE, background_of
 from logsnr.benchmarks.embedded.models import DIGITS
 from logsnr.benchmarks.embedded.training.loop import noise, options, stratified, train
 
@@ -81,6 +83,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     images, labels = digits()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    background = {"background": background_of(images, labels)}
+    save_file(background, args.out.parent / BACKGROUND_FILE.name)
     scheduler = build_scheduler()
     weights = scheduler.alphas_cumprod.rsqrt()
     weights /= weights.mean()

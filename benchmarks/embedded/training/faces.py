@@ -26,10 +26,9 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from logsnr.benchmarks.embedded.face_labels import ATTRIBUTES, NUM_LABELS, join_labels, split_labels
+from logsnr.benchmarks.embedded.models import FACES
 from logsnr.benchmarks.embedded.training.face_images import TRAINING, faces
 from logsnr.benchmarks.embedded.training.loop import noise, options, stratified, train
-
-MODEL_FOLDER = Path(__file__).parents[1] / "data" / "faces" / "model"
 
 
 class AttributeEmbedding(nn.Module):
@@ -98,7 +97,7 @@ def times(count: int, rng: torch.Generator) -> Tensor:
 
 def main() -> None:
     """Train as the command line says."""
-    args = options((__doc__ or "").splitlines()[0], out=MODEL_FOLDER, steps=9000).parse_args()
+    args = options((__doc__ or "").splitlines()[0], out=FACES.model_folder, steps=9000).parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     images, labels = faces(TRAINING, args.work)
