@@ -8,7 +8,8 @@ The network predicts epsilon on the 1000-step "scaled linear" schedule of Stable
 with w = 1 / sqrt(abar) over its mean: between the plain loss, which neglects the high noise levels
 where an error of eps is amplified by sigma / alpha = 15, and 1 / abar, which weighs the errors of
 eps and of the data alike (Salimans and Ho 2022) and neglects the low levels where the grain of a
-background is removed. The noise is scaled a little at random: see `loop.noise`. Labels are dropped
+background is removed. The noise is scaled a little at random (`loop.noise`), and in the second
+stage, the last 2,000 steps, smooth shades are added to it (`loop.smooth_noise`). Labels are dropped
 at random, so that the null label gives the unconditional prediction that classifier-free guidance
 needs (Ho and Salimans 2022). The weights that are exported are an exponential moving average. A
 killed run resumes from its last checkpoint:
@@ -30,7 +31,13 @@ from torch import Tensor, nn
 
 from logsnr.benchmarks.embedded.background import BACKGROUND_FILE, background_of
 from logsnr.benchmarks.embedded.models import DIGITS
-from logsnr.benchmarks.embedded.training.loop import noise, options, stratified, train
+from logsnr.benchmarks.embedded.training.loop import (
+    noise,
+    options,
+    smooth_noise,
+    stratified,
+    train,
+)
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +87,7 @@ def main() -> None:
     """Train as the command line says."""
     parser = options((__doc__ or "").splitlines()[0], out=DIGITS.model_folder, steps=5000)
     parser.add_argument("--label-dropout", type=float, default=0.15)
+    parser.add_argument("--smooth-from", type=int, default=3000, help="step of the second stage")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     images, labels = digits()
@@ -90,12 +98,15 @@ def main() -> None:
     weights = scheduler.alphas_cumprod.rsqrt()
     weights /= weights.mean()
 
-    def loss_of(net: nn.Module, rng: torch.Generator) -> Tensor:
+    def loss_of(net: nn.Module, step: int, rng: torch.Generator) -> Tensor:
         pick = torch.randint(len(images), (args.batch,), generator=rng)
         x0, y = images[pick], labels[pick].clone()
         y[torch.rand(args.batch, generator=rng) < args.label_dropout] = DIGITS.null_label
         index = (stratified(args.batch, rng) * 1000).long().clamp(max=999)
-        eps = noise(x0, scheduler.alphas_cumprod[index], args.noise_spread, rng)
+        signal = scheduler.alphas_cumprod[index]
+        eps = noise(x0, signal, args.noise_spread, rng)
+        if step >= args.smooth_from:
+            eps = eps + smooth_noise(x0, signal, rng)
         x = scheduler.add_noise(x0, eps, index)
         error = (net(x, index, class_labels=y).sample - eps).pow(2).mean((1, 2, 3))
         return (weights[index] * error).mean()

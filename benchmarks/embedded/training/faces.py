@@ -102,7 +102,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     images, labels = faces(TRAINING, args.work)
 
-    def loss_of(net: nn.Module, rng: torch.Generator) -> Tensor:
+    def loss_of(net: nn.Module, step: int, rng: torch.Generator) -> Tensor:
         pick = torch.randint(len(images), (args.batch,), generator=rng)
         x0 = images[pick].float() / 127.5 - 1
         y = leave_open(labels[pick], rng)
