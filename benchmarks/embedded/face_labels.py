@@ -76,15 +76,15 @@ def join_labels(places: Tensor) -> Tensor:
     return labels
 
 
-def face_turns(first: int, count: int) -> Tensor:
-    """The labels (count,) of samples number first, first + 1, ..., all attributes set.
+def face_turns(numbers: Tensor) -> Tensor:
+    """The labels (B,) of samples with these numbers 0, 1, ...; all attributes are set.
 
     Number i has the values that the fractional parts of (i + 1/2) sqrt(p) fall on, one prime p an
     attribute: evenly spread over all combinations, in the proportions of the drawn faces.
     """
-    numbers = torch.arange(first, first + count, dtype=torch.float64) + 0.5
+    middles = numbers.double() + 0.5
     places = []
     for shares, prime in zip(SHARES.values(), (2, 3, 5, 7, 11, 13), strict=True):
         bounds = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
-        places.append(1 + torch.bucketize((numbers * math.sqrt(prime)) % 1, bounds))
+        places.append(1 + torch.bucketize((middles * math.sqrt(prime)) % 1, bounds))
     return join_labels(torch.stack(places, dim=1))

@@ -51,8 +51,9 @@ class EmbeddedModel:
     shape : (channels, height, width) of its images, which lie in [-1, 1].
     labels : the number of labels that the network knows; it takes 0..labels - 1.
     null_label : the one that leaves everything open, for guidance and unconditional samples.
-    turns : (first, count) -> the labels (count,) of samples number first, first + 1, ... of a
-        measurement, in the proportions of the data; a sample's label is that of its number alone.
+    turns : the labels (B,) of the samples of a measurement with the numbers (B,): by its number
+        alone, so that any share of the samples has the labels that it has among all, and in the
+        proportions of the data.
     classifier : builds the classifier, of which the features make the Frechet distance.
     """
 
@@ -61,7 +62,7 @@ class EmbeddedModel:
     shape: tuple[int, int, int]
     labels: int
     null_label: int
-    turns: Callable[[int, int], Tensor]
+    turns: Callable[[Tensor], Tensor]
     classifier: Callable[[], Classifier]
 
     @property
@@ -234,8 +235,9 @@ class EmbeddedModel:
         return tensors["images"].float() / 127.5 - 1, tensors["labels"].long()
 
 
-def _digits_in_turn(first: int, count: int) -> Tensor:
-    return torch.arange(first, first + count) % 10
+def digit_turns(numbers: Tensor) -> Tensor:
+    """The labels (B,) of samples with these numbers: 0..9 in turn."""
+    return numbers % 10
 
 
 DIGITS = EmbeddedModel(
@@ -244,7 +246,7 @@ DIGITS = EmbeddedModel(
     shape=(1, 28, 28),
     labels=11,
     null_label=10,
-    turns=_digits_in_turn,
+    turns=digit_turns,
     classifier=DigitClassifier,
 )
 

@@ -10,6 +10,7 @@ background of the digits is. `docs/models.md` has the numbers.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from logsnr.benchmarks.embedded.models import (
     EmbeddedModel,
     embedded_model,
 )
-from logsnr.benchmarks.metrics.distances import fid
+from logsnr.benchmarks.metrics.frechet import fid
 from logsnr.solvers import make_plan, sample
 
 BATCH = 100
@@ -36,10 +37,10 @@ def converged_samples(
 
     With 60 evaluations of UniPC-3 the solver's error is far below the network's.
     """
-    labels = model.turns(0, count)
+    labels = model.turns(torch.arange(count))
     network, schedule = model.load_unet(), model.schedule
     noisy = schedule.sigma(schedule.t_end) > 0
-    end = {"spacing": "karras", "denoise_to_zero": True} if noisy else {}
+    end: dict[str, Any] = {"spacing": "karras", "denoise_to_zero": True} if noisy else {}
     plan = make_plan("unipc", schedule, nfe=nfe, order=3, **end)
     starts = model.starts(count, seed).split(BATCH)
     return torch.cat(

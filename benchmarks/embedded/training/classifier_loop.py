@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from logsnr.benchmarks.embedded.classifiers import WEIGHTS_FILE, Classifier, FeatureNetwork
 from logsnr.benchmarks.embedded.models import FEATURES_FILE, STATISTICS_FILE
-from logsnr.benchmarks.metrics.frechet import feature_statistics, fid
+from logsnr.benchmarks.metrics.frechet import frechet_distance
+from logsnr.benchmarks.metrics.statistics import FeatureStatistics
 
 FLOOR_COUNTS = (64, 128, 256, 512, 1000, 2000, 5000)
 FEATURES = 5000
@@ -105,8 +106,7 @@ def export_reference(net: Classifier, images: Tensor, others: Tensor | None, fol
     """
     network = FeatureNetwork(net.requires_grad_(False))
     features = _features(network, images)
-    given = _GivenFeatures(network.metric_name)
-    statistics = feature_statistics(features, given)
+    statistics = FeatureStatistics.of(features, network.metric_name)
     pool = features if others is None else _features(network, others)
     floors = {}
     rng = torch.Generator().manual_seed(0)
@@ -114,7 +114,8 @@ def export_reference(net: Classifier, images: Tensor, others: Tensor | None, fol
         if count >= len(pool):
             continue
         draws = [pool[torch.randperm(len(pool), generator=rng)[:count]] for _ in range(10)]
-        values = [fid(draw, given, statistics).value for draw in draws]
+        parts = [FeatureStatistics.of(draw, network.metric_name) for draw in draws]
+        values = [frechet_distance(part, statistics).value for part in parts]
         floors[f"floor_{count}"] = f"{sum(values) / len(values):.4f}"
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
     metadata = {"weights_sha256": digest, **floors}
@@ -122,15 +123,6 @@ def export_reference(net: Classifier, images: Tensor, others: Tensor | None, fol
     few = features[:FEATURES].half().contiguous()
     save_file({"features": few}, folder / FEATURES_FILE, metadata=metadata)
     print(f"{network.metric_name} of real images: {floors}")
-
-
-class _GivenFeatures(nn.Identity):
-    """A feature network whose images are the features already."""
-
-    def __init__(self, metric_name: str) -> None:
-        super().__init__()
-        self.metric_name = metric_name
-        self.eval()
 
 
 def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
