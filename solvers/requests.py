@@ -131,6 +131,19 @@ def drive(
             return stop.value
 
 
+def relay(
+    process: Generator[Any, Any, Result], ask: Callable[[Any], Generator[Any, Any, Any]]
+) -> Generator[Any, Any, Result]:
+    """``process``, each request of which is answered by what the process ``ask(request)`` returns."""
+    request = next(process)
+    while True:
+        answered = yield from ask(request)
+        try:
+            request = process.send(answered)
+        except StopIteration as stop:
+            return stop.value
+
+
 def _finite(request: Evaluation | Batch, output: Tensor) -> tuple[Sequence[Node], Tensor]:
     """The nodes of a request, and whether the output at each is finite."""
     if output.shape != request.x.shape:

@@ -28,7 +28,7 @@ from ..denoiser import Denoiser, check_start
 from ..plan import Plan
 from ..processes import present
 from ..registry import make_plan
-from ..requests import Batch, drive_batches, evaluator
+from ..requests import Batch, drive_batches, evaluator, relay
 from ..schedules import NoiseSchedule
 from .accumulators import Records
 from .checkpoint import of_process
@@ -161,18 +161,16 @@ def _guarded(
 ) -> Generator[Batch, Tensor, Tensor]:
     """The samples of ``plan``, infinite for states beyond ``limit``, which no network is given."""
     lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    process = sampled(plan, x, prediction, samples)
-    batch = next(process)
-    while True:
+    rows = lost.view(-1, *[1] * (x.ndim - 1))
+
+    def ask(batch: Batch) -> Generator[Batch, Tensor, Tensor]:
         state = batch.x[0]
-        lost |= ~(state.flatten(1).abs().amax(1) <= limit)
-        rows = lost.reshape(-1, *[1] * (x.ndim - 1))
+        lost.logical_or_(~(state.flatten(1).abs().amax(1) <= limit))
         batch.x = torch.where(rows, 0, state)[None]
-        output = yield batch
-        try:
-            batch = process.send(output)
-        except StopIteration as stop:
-            return torch.where(rows, torch.inf, stop.value)
+        return (yield batch)
+
+    end = yield from relay(sampled(plan, x, prediction, samples), ask)
+    return torch.where(rows, torch.inf, end)
 
 
 def check(setup: Setup, ems: EMS, folder: Path) -> Generator[Any, Any, EMS]:

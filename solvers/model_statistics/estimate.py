@@ -2,7 +2,7 @@ r"""``estimate_ems``: the estimation driven with a network; ``estimation``: left
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from ..denoiser import Denoiser
 from ..keywords import takes
 from ..processes import present
 from ..progress import progress_bar
-from ..requests import Batch, evaluator
+from ..requests import Batch, drive, evaluator, relay
 from ..schedules import NoiseSchedule
 from .checkpoint import stored_settings, stored_ways, work_folder
 from .conditions import check_conditions, conditioned
@@ -90,7 +90,7 @@ def estimate_ems(denoise: Denoiser, data: Any, options: NetworkEstimation) -> EM
             probe = trial(setup)
             if lam_step is None and not rippling and options.derivative != "jvp":
                 chosen = choose_step(probe, denoise.prediction, setup.path, ways.steps)
-                found, note = _drive(chosen, lambda batch: answer(batch, ways))
+                found, note = drive(chosen, lambda batch: answer(batch, ways), finite=False)
                 ways = replace(ways, steps=found, note=note)
             return choose_ways(ways, denoise, lambda ways: answer(probe, ways))
 
@@ -104,7 +104,7 @@ def estimate_ems(denoise: Denoiser, data: Any, options: NetworkEstimation) -> EM
         _check_same(setup, wanted, about)
         ways = _agreed(stored_ways(stored, wanted, lam_step) or choose(wanted))
         setup = replace(setup, rows=rows, settings={**setup.settings, **ways.settings(), **about})
-        return _drive(_whole(setup, folder), lambda request: answer(request, ways))
+        return drive(_whole(setup, folder), lambda request: answer(request, ways), finite=False)
 
 
 @takes(OutputsEstimation)
@@ -139,18 +139,14 @@ def estimation(
             ways = replace(wanted, steps=steps, note=note)
         ways = _agreed(ways or wanted)
         setup = replace(setup, settings={**setup.settings, **ways.settings(), **about})
-        whole = _whole(setup, folder)
-        request = next(whole)
-        while True:
-            answer: Any
+
+        def ask(request: Batch | Probe) -> Generator[Batch, Tensor, Any]:
             if isinstance(request, Probe):
-                answer = yield from differences(request, setup.prediction, setup.path, ways.steps)
-            else:
-                answer = yield request
-            try:
-                request = whole.send(answer)
-            except StopIteration as result:
-                return result.value
+                steps = ways.steps
+                return (yield from differences(request, setup.prediction, setup.path, steps))
+            return (yield request)
+
+        return (yield from relay(_whole(setup, folder), ask))
 
 
 def _whole(setup: Setup, folder: Path) -> Requests:
@@ -209,12 +205,3 @@ def _check_no_dropout(denoise: Denoiser) -> None:
                 f"network is in training mode: its {name or 'module'} drops a share of "
                 f"{module.p:g} at random, so its outputs are not a function of (x, t). Call .eval()"
             )
-
-
-def _drive(process: Generator[Any, Any, Result], answer: Callable[[Any], Any]) -> Result:
-    try:
-        request = next(process)
-        while True:
-            request = process.send(answer(request))
-    except StopIteration as stop:
-        return stop.value

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from ..prediction import to_data
-from ..requests import Batch
+from ..requests import Batch, Evaluation, relay
 from ..running import run
 from .probes import SampleBatch
 
@@ -119,14 +119,12 @@ def sampled(
     plan: Plan, x_T: Tensor, prediction: str, samples: range
 ) -> Generator[Batch, Tensor, Tensor]:
     """``sample`` as a generator of batches: ``plan`` from the starts x_T of ``samples``."""
-    process = run(plan, x_T, prediction)
-    evaluation = next(process)
-    while True:
+
+    def ask(evaluation: Evaluation) -> Generator[Batch, Tensor, Tensor]:
         output = yield SampleBatch(evaluation.x[None], [evaluation.node], samples)
-        try:
-            evaluation = process.send(output[0])
-        except StopIteration as stop:
-            return stop.value
+        return output[0]
+
+    return relay(run(plan, x_T, prediction), ask)
 
 
 def event_of(item: Any) -> Tensor:
