@@ -134,7 +134,7 @@ def drive(
 def relay(
     process: Generator[Any, Any, Result], ask: Callable[[Any], Generator[Any, Any, Any]]
 ) -> Generator[Any, Any, Result]:
-    """``process``, each request of which is answered by what the process ``ask(request)`` returns."""
+    """``process``, whose requests are answered by what the processes ``ask(request)`` return."""
     request = next(process)
     while True:
         answered = yield from ask(request)
