@@ -109,6 +109,12 @@ class CustomSchedule(NoiseSchedule):
     def _dlam(self, t: Tensor) -> Tensor:
         return self._derivative(lambda u: self._log_alpha(u) - self._log_sigma(u), t)
 
+    def _dalpha(self, t: Tensor) -> Tensor:
+        return self._derivative(self._functions["alpha"], t)
+
+    def _dsigma(self, t: Tensor) -> Tensor:
+        return self._derivative(self._functions["sigma"], t)
+
     def _derivative(self, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         with torch.enable_grad():
             at = t.detach().clone().requires_grad_()

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import scalar
 from .logistic import default_location
 from .names import find_spacing
 from .plan import Node
+from .scalar import Number, plain
 from .schedules import DiscreteVP, FlowMatching, NoiseSchedule, VarianceExploding, shift_time
-from .spacings import LOGISTIC, SPACINGS, WHOLE_STEPS, Parameters
+from .spacings import LOGISTIC, SPACINGS, WHOLE_STEPS, Parameters, with_ends
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,19 @@ class Grid:
         networks that take integer timesteps; where two fall on one step they spread to the next.
     explicit : the nodes themselves, from noise to data.
 
+    The numbers may be 0-d tensors: the nodes then carry their gradients.
+
     Raises ValueError naming the argument that is out of range.
     """
 
     schedule: NoiseSchedule
-    t_start: float
-    t_end: float
+    t_start: Number
+    t_end: Number
     spacing: str = "auto"
-    rho: float = 7.0
-    location: float | None = None
-    scale: float | None = None
-    shift: float = 1.0
+    rho: Number = 7.0
+    location: Number | None = None
+    scale: Number | None = None
+    shift: Number = 1.0
     snap: bool = False
     explicit: tuple[Node, ...] | None = None
 
@@ -102,7 +106,7 @@ class Grid:
         times = SPACINGS[self.spacing](self.schedule, self.t_start, self.t_end, n, self.parameters)
         if self.spacing not in WHOLE_STEPS:
             # The ends as they were given, not as a round trip through lambda returns them.
-            times[0], times[-1] = self.t_start, self.t_end
+            times = with_ends(times[1:-1], self.t_start, self.t_end)
         if self._shift_of_times != 1:
             times = shift_time(times, self._shift_of_times)
         if isinstance(self.schedule, DiscreteVP) and self.snap:
@@ -118,7 +122,7 @@ class Grid:
         if n == 1:
             return [start, end]
         spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
-        finite = math.isfinite(start.lam) and math.isfinite(end.lam)
+        finite = math.isfinite(plain(start.lam)) and math.isfinite(plain(end.lam))
         spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]
         shift = self._shift_of_times if spaced else 1.0
         first, last = (shift_time(t, 1 / shift) for t in (start.t, end.t))
@@ -131,8 +135,10 @@ class Grid:
 def snapped(schedule: DiscreteVP, times: Tensor) -> Tensor:
     """``times`` with all but the last moved to the nearest whole training steps, all different.
 
-    Raises ValueError if there are more times than steps.
+    Raises ValueError if there are more times than steps, and for times that require grad.
     """
+    if times.requires_grad:
+        raise ValueError("snap=True moves nodes to whole training steps, where no gradient passes")
     steps, count = schedule.steps, len(times) - 1
     # The smallest whole step above the end; index i sits at (i + 1) / N.
     least = math.floor(float(times[-1]) * steps + 1e-9)
@@ -159,43 +165,55 @@ def node_at(schedule: NoiseSchedule, t: float) -> Node:
     return Node(t, schedule.alpha(t), schedule.sigma(t))
 
 
-def as_numbers(name: str, values: float | Sequence[float] | np.ndarray | Tensor) -> Tensor:
-    """The argument ``name`` as float64, or ValueError.
-
-    Nodes are numbers, so that a gradient with respect to them would be lost in silence.
-    """
-    entries = values if isinstance(values, list | tuple) else [values]
-    wanted = any(isinstance(entry, Tensor) and entry.requires_grad for entry in entries)
-    if wanted and torch.is_grad_enabled():
-        raise ValueError(
-            f"{name} requires grad, but plans have no gradient with respect to their nodes: give "
-            f"{name}.detach(), or fit coefficients with Plan.with_coefficients"
-        )
+def as_numbers(
+    name: str,
+    values: float | Sequence[float] | np.ndarray | Tensor,
+    *,
+    gradients: bool = False,
+) -> Tensor:
+    """The argument ``name`` as float64, or ValueError; with its gradients if they can be kept."""
     if isinstance(values, np.ndarray):
         values = np.ascontiguousarray(values)  # torch takes none that is turned round, as [::-1]
     try:
-        return torch.as_tensor(values, dtype=torch.float64).detach()
+        if isinstance(values, list | tuple) and any(isinstance(v, Tensor) for v in values):
+            numbers = scalar.vector(values)
+        else:
+            numbers = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}={values!r}: need a number, or a list of numbers") from error
+    if not (numbers.requires_grad and torch.is_grad_enabled()):
+        return numbers.detach()
+    if not gradients:
+        raise ValueError(f"{name} requires grad, which would be lost here: give {name}.detach()")
+    return numbers
+
+
+def as_number(name: str, value: float | Tensor) -> Number:
+    """The argument ``name`` as a float, or a 0-d tensor with a gradient; ValueError otherwise."""
+    number = as_numbers(name, value, gradients=True)
+    if number.ndim != 0:
+        raise ValueError(f"{name}={value!r}: need one number")
+    return scalar.numbers(number[None])[0]
 
 
 def nodes_at(
     schedule: NoiseSchedule, times: Sequence[float] | Tensor, name: str = "times"
 ) -> list[Node]:
     """Nodes at ``times``, which must lie in [0, schedule.t_max] and fall strictly (ValueError)."""
-    t = as_numbers(name, times)
+    t = as_numbers(name, times, gradients=True)
     if t.ndim != 1 or not ((t >= 0) & (t <= schedule.t_max * (1 + 1e-12))).all():
         raise ValueError(f"{name}={_brief(t)}: need a list of times in [0, {schedule.t_max:g}]")
     if not (t.diff() < 0).all():
         raise ValueError(f"{name}={_brief(t)}: need strictly falling times (noise to data)")
-    t = t.clamp(max=schedule.t_max)  # 1 + 2e-16 is 1, where the schedule is defined
-    columns = (t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist())
+    # 1 + 2e-16 is 1, where the schedule is defined; the gradient is that of 1.
+    t = torch.where(t > schedule.t_max, schedule.t_max, t)
+    columns = map(scalar.numbers, (t, schedule.alpha(t), schedule.sigma(t)))
     return [Node(*entry) for entry in zip(*columns, strict=True)]
 
 
 def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at the schedule's own noise scales sigma_t (for VP these lie in [0, 1])."""
-    values = as_numbers("sigmas", sigmas)
+    values = as_numbers("sigmas", sigmas, gradients=True)
     if values.ndim != 1 or not (values.diff() < 0).all():
         raise ValueError(f"sigmas={_brief(values)}: need a strictly falling list (noise to data)")
     if isinstance(schedule, VarianceExploding | FlowMatching):
@@ -211,11 +229,10 @@ def nodes_at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float] | Tensor) -
 
 def nodes_at_lams(schedule: NoiseSchedule, lams: Sequence[float] | Tensor) -> list[Node]:
     """Nodes at given lambda, which must rise strictly; +inf is sigma = 0."""
-    values = as_numbers("lams", lams)
+    values = as_numbers("lams", lams, gradients=True)
     if values.ndim != 1 or not (values.diff() > 0).all():
         raise ValueError(f"lams={_brief(values)}: need a strictly rising list (noise to data)")
-    times = schedule.time(values)
-    times[torch.isposinf(values)] = 0.0
+    times = torch.where(torch.isposinf(values), 0.0, schedule.time(values))
     if not (times <= schedule.t_max * (1 + 1e-12)).all():
         least = schedule.lam(schedule.t_max)
         raise ValueError(f"lams={_brief(values)}: need at least {least:.6g}, that of t_max")

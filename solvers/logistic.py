@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import scalar
+from .scalar import Number
 from .schedules import NoiseSchedule, is_straight
 
 LARGEST_IMAGE = 32
@@ -28,7 +30,7 @@ WIDER_OF_FLOW = (10, 20), (1.2, 1.4)
 
 
 def default_location(
-    schedule: NoiseSchedule, *, shift: float = 1.0, size: float | None = None
+    schedule: NoiseSchedule, *, shift: Number = 1.0, size: float | None = None
 ) -> float:
     """The location where nobody names one; docs/grids.md has the measurements.
 
@@ -47,7 +49,7 @@ def default_location(
     if size is not None and not 0 < size < math.inf:
         raise ValueError(f"sample_size={size!r}: need a positive number")
     if is_straight(schedule):
-        return 0.5 - 0.2 * math.log(shift)
+        return 0.5 - 0.2 * scalar.log(shift)
     if size is not None and size <= LARGEST_IMAGE:
         return 0.7 - math.log(size / 8)
     return -0.5
@@ -61,11 +63,11 @@ def default_scale(schedule: NoiseSchedule, n: int) -> float:
 
 
 def logistic_lams(
-    first: float,
-    last: float,
+    first: Number,
+    last: Number,
     n: int,
-    location: float,
-    scale: float,
+    location: Number,
+    scale: Number,
     highest: float = math.inf,
 ) -> Tensor:
     """n + 1 rising lambdas from ``first`` to ``last`` at equal shares of a logistic distribution.
@@ -78,17 +80,17 @@ def logistic_lams(
         step. Where the rule would put some there, all but the last share what lies below.
     """
 
-    def share(lam: float) -> Tensor:
+    def share(lam: Number) -> Tensor:
         # p and 1 - p, each without cancellation
-        z = torch.tensor([(lam - location) / scale, (location - lam) / scale], dtype=torch.float64)
-        return torch.sigmoid(z)
+        if abs(lam) == math.inf:
+            return torch.tensor([0.0, 1.0] if lam < 0 else [1.0, 0.0], dtype=torch.float64)
+        return torch.sigmoid(scalar.vector([(lam - location) / scale, (location - lam) / scale]))
 
-    def between(end: float, steps: int) -> Tensor:
-        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:, None]
+    def between(end: Number, steps: int) -> Tensor:
+        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1, None]
         p, q = ((1 - ramp) * share(first) + ramp * share(end)).unbind(1)
-        lams = location + scale * (torch.log(p) - torch.log(q))
-        lams[0], lams[-1] = first, end
-        return lams
+        inner = location + scale * (torch.log(p) - torch.log(q))
+        return torch.cat([scalar.vector([first]), inner, scalar.vector([end])])
 
     lams = between(last, n)
     if n > 1 and first < highest < lams[-2]:

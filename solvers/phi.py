@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 
+from . import scalar
+
 _SERIES_TERMS = 32
 
 
@@ -22,10 +24,10 @@ def phi(k: int, z: float) -> float:
         term = 1.0 / math.factorial(k)
         total = term
         for n in range(1, _SERIES_TERMS):
-            term *= z / (n + k)
-            total += term
+            term = term * (z / (n + k))
+            total = total + term
         return total
-    value = math.expm1(z) / z
+    value = scalar.expm1(z) / z
     for j in range(1, k):
         value = (value - 1.0 / math.factorial(j)) / z
     return value
@@ -36,5 +38,5 @@ def z_phi(k: int, z: float) -> float:
     if z == -math.inf:
         return -1.0 / math.factorial(k - 1)
     if k == 1:
-        return math.expm1(z)
+        return scalar.expm1(z)
     return z * phi(k, z)

@@ -16,12 +16,12 @@ sigma = 0 a detour (x - alpha x0) / sigma would cancel.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import scalar
 from .plan import Coefficient, Node, Plan, Target
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
@@ -64,7 +64,7 @@ def to_data(prediction: str, node: Node) -> Linear:
     if prediction == "sample":
         return Linear(1.0, 0.0)
     if prediction == "v_prediction":
-        r = math.hypot(alpha, sigma)
+        r = scalar.hypot(alpha, sigma)
         return Linear(-sigma / r, alpha / r**2)
     if prediction == "flow_prediction":
         return Linear(-sigma / (alpha + sigma), 1 / (alpha + sigma))
@@ -115,7 +115,7 @@ def to_noise(prediction: str, node: Node) -> Linear:
     if prediction == "score":
         return Linear(-sigma, 0.0)
     if prediction == "v_prediction":
-        r = math.hypot(alpha, sigma)
+        r = scalar.hypot(alpha, sigma)
         return Linear(alpha / r, sigma / r**2)
     if prediction == "flow_prediction":
         return Linear(alpha / (alpha + sigma), 1 / (alpha + sigma))

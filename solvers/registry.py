@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .grids import Grid, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
+from .grids import Grid, as_number, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import FlowMatching, NoiseSchedule
@@ -134,10 +134,11 @@ def make_plan(
     explicit = {name: value for name, value in given.items() if value is not None}
     if len(explicit) > 1:
         raise ValueError(f"{' and '.join(explicit)} were given: choose one explicit grid")
-    numbers: dict[str, float | None] = {"t_start": t_start, "t_end": t_end, "location": location}
-    for argument, number in {**numbers, "rho": rho, "scale": scale, "shift": shift}.items():
-        if number is not None:
-            as_numbers(argument, number)
+    rho, shift = as_number("rho", rho), as_number("shift", shift)
+    chosen = {"t_start": t_start, "t_end": t_end, "location": location, "scale": scale}
+    t_start, t_end, location, scale = (
+        None if value is None else as_number(name, value) for name, value in chosen.items()
+    )
     if explicit:
         (name, values), *_ = explicit.items()
         ruled = {"spacing": spacing, "t_start": t_start, "t_end": t_end, "snap": snap or None}
@@ -155,8 +156,8 @@ def make_plan(
             raise ValueError("nfe is missing: give the number of network evaluations, or a grid")
         grid = Grid(
             schedule,
-            t_start=float(schedule.t_start if t_start is None else t_start),
-            t_end=float(schedule.t_end if t_end is None else t_end),
+            t_start=float(schedule.t_start) if t_start is None else t_start,
+            t_end=float(schedule.t_end) if t_end is None else t_end,
             spacing=spacing or "auto",
             rho=rho,
             location=location,

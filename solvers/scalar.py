@@ -54,6 +54,11 @@ def sqrt(x: Any) -> Any:
     return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
 
 
+def atan(x: Any) -> Any:
+    """The inverse tangent."""
+    return torch.atan(x) if isinstance(x, Tensor) else math.atan(x)
+
+
 def hypot(x: Any, y: Any) -> Any:
     """sqrt(x^2 + y^2)."""
     if isinstance(x, Tensor) or isinstance(y, Tensor):
@@ -74,6 +79,18 @@ def alike(constant: np.ndarray, number: Any) -> Any:
     """The array ``constant`` in the form in which ``number`` can be computed with it."""
     wanted = isinstance(number, Tensor) and not isinstance(constant, Tensor)
     return torch.from_numpy(np.asarray(constant)) if wanted else constant
+
+
+def exps(values: Any) -> Any:
+    """e^x of every entry of an `array`."""
+    return torch.exp(values) if isinstance(values, Tensor) else np.exp(values)
+
+
+def merged(values: Any, constants: np.ndarray) -> Any:
+    """An `array` and constants in one, rising."""
+    if isinstance(values, Tensor):
+        return torch.cat([values, torch.from_numpy(constants)]).sort().values
+    return np.unique(np.concatenate([values, constants]))
 
 
 def entries(values: Any) -> list[Any]:

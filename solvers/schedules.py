@@ -16,8 +16,8 @@ References: Song et al. 2021 (VP, VE), Nichol and Dhariwal 2021 (cosine), Karras
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,72 +25,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Time = TypeVar("Time", float, Tensor)
+from .noise_schedule import NoiseSchedule, Time
+
+__all__ = [
+    "DiscreteVP",
+    "FlowMatching",
+    "NoiseSchedule",
+    "Time",
+    "VPCosine",
+    "VPLinear",
+    "VarianceExploding",
+    "is_straight",
+    "shift_time",
+]
+
 Quantity = TypeVar("Quantity", float, Tensor, np.ndarray)
-
-
-class NoiseSchedule(ABC):
-    """t -> (alpha, sigma, lambda) and lambda -> t, for floats or tensors (float64 in, float64 out).
-
-    Attributes
-    ----------
-    t_start, t_end : default ends of sampling, from noise to data.
-    t_max : the largest time that may be asked for.
-    """
-
-    t_start: float = 1.0
-    t_end: float = 1e-3
-    t_max: float = 1.0
-
-    @abstractmethod
-    def _log_alpha(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _log_sigma(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _time(self, lam: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _dlog_alpha(self, t: Tensor) -> Tensor: ...
-
-    def _dlam(self, t: Tensor) -> Tensor:
-        # alpha^2 + sigma^2 = 1 gives d lambda = d log(alpha) / sigma^2; other families override.
-        return self._dlog_alpha(t) * torch.exp(-2 * self._log_sigma(t))
-
-    def alpha(self, t: Time) -> Time:
-        """Signal scale alpha_t."""
-        return _apply(lambda u: torch.exp(self._log_alpha(u)), t)
-
-    def sigma(self, t: Time) -> Time:
-        """Noise scale sigma_t."""
-        return _apply(lambda u: torch.exp(self._log_sigma(u)), t)
-
-    def lam(self, t: Time) -> Time:
-        """lambda_t = log(alpha_t / sigma_t); -inf where alpha = 0 and +inf where sigma = 0."""
-        return _apply(lambda u: self._log_alpha(u) - self._log_sigma(u), t)
-
-    def time(self, lam: Time) -> Time:
-        """The inverse of ``lam``."""
-        return _apply(self._time, lam)
-
-    def dlog_alpha(self, t: Time) -> Time:
-        """d log(alpha) / dt, the linear drift f(t) of the forward SDE."""
-        return _apply(self._dlog_alpha, t)
-
-    def dlam(self, t: Time) -> Time:
-        """d lambda / dt < 0; the squared diffusion of the forward SDE is g^2 = -2 sigma^2 dlam."""
-        return _apply(self._dlam, t)
-
-    def network_time(self, t: Time) -> Time:
-        """What a network trained on this schedule takes as its time input; t itself by default."""
-        return t
-
-
-def _apply(function: Callable[[Tensor], Tensor], value: Time) -> Time:
-    if isinstance(value, Tensor):
-        return function(value.to(torch.float64))
-    return float(function(torch.tensor(value, dtype=torch.float64)))
 
 
 class _VariancePreserving(NoiseSchedule):
@@ -173,6 +122,10 @@ class VPCosine(NoiseSchedule):
     def _dlog_alpha(self, t: Tensor) -> Tensor:
         complement = (1 - t) / (1 + self.s) * (math.pi / 2)
         return -(math.pi / 2) / (1 + self.s) / torch.tan(complement)
+
+    def _dalpha(self, t: Tensor) -> Tensor:
+        rate = math.pi / 2 / (1 + self.s)
+        return -rate * torch.cos((1 - t) * rate) / math.cos(self._theta_0)
 
     def _time(self, lam: Tensor) -> Tensor:
         cos_0, sin_0 = math.cos(self._theta_0), math.sin(self._theta_0)
@@ -260,6 +213,12 @@ class DiscreteVP(_VariancePreserving):
         inner = table[left + 1] - table[left]
         return self.steps * torch.where(torch.isneginf(inner), -1 / (1 - offset), inner)
 
+    def _dalpha(self, t: Tensor) -> Tensor:
+        table = self._knots.to(t.device)
+        left, _ = self._interval(t)
+        linear = -self.steps * torch.exp(table[left])  # to zero terminal SNR
+        return torch.where(torch.isneginf(table[left + 1]), linear, super()._dalpha(t))
+
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         table = self._knots.to(log_alpha.device)
         right = torch.searchsorted(-table, -log_alpha).clamp(1, self.steps)
@@ -306,6 +265,9 @@ class VarianceExploding(NoiseSchedule):
     def _dlam(self, t: Tensor) -> Tensor:
         return -1 / t
 
+    def _dsigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
     def _time(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
@@ -332,6 +294,12 @@ class FlowMatching(NoiseSchedule):
 
     def _dlam(self, t: Tensor) -> Tensor:
         return -1 / (t * (1 - t))
+
+    def _dalpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def _dsigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
     def _time(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)

@@ -42,7 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import scalar
 from .logistic import default_location, default_scale, logistic_lams
+from .scalar import Number, plain
 from .schedules import DiscreteVP, NoiseSchedule, is_straight
 
 
@@ -59,16 +61,16 @@ class Parameters:
     Raises ValueError for a value that is out of range.
     """
 
-    rho: float = 7.0
-    location: float | None = None
-    scale: float | None = None
+    rho: Number = 7.0
+    location: Number | None = None
+    scale: Number | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho={self.rho!r}: need a positive number")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise ValueError(f"scale={self.scale!r}: need a positive number")
-        if self.location is not None and not math.isfinite(self.location):
+        if self.location is not None and not math.isfinite(plain(self.location)):
             raise ValueError(f"location={self.location!r}: need a finite lambda, or None")
 
     def check_used_by(self, spacing: str) -> None:
@@ -96,7 +98,7 @@ def _time(schedule: NoiseSchedule, start: float, end: float, n: int, p: Paramete
 
 
 def _quadratic(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
-    return _line(math.sqrt(start), math.sqrt(end), n) ** 2
+    return _line(scalar.sqrt(start), scalar.sqrt(end), n) ** 2
 
 
 def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
@@ -106,10 +108,10 @@ def _logsnr(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parame
 
 def _finite_lams(
     name: str, schedule: NoiseSchedule, start: float, end: float
-) -> tuple[float, float]:
+) -> tuple[Number, Number]:
     lams = schedule.lam(start), schedule.lam(end)
     for argument, time, lam in zip(("t_start", "t_end"), (start, end), lams, strict=True):
-        if not math.isfinite(lam):
+        if not math.isfinite(plain(lam)):
             raise ValueError(
                 f"spacing={name!r} needs a finite lambda at both ends, but {argument}={time!r} "
                 f"has lambda={lam}: choose {argument} inside the range, or spacing='time'"
@@ -122,13 +124,13 @@ def _karras(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parame
         raise ValueError(
             f"spacing='karras' needs a finite sigma/alpha, but alpha = 0 at t_start={start!r}"
         )
-    first, last = (math.exp(-schedule.lam(t) / p.rho) for t in (start, end))
+    first, last = (scalar.exp(-schedule.lam(t) / p.rho) for t in (start, end))
     return schedule.time(-p.rho * torch.log(_line(first, last, n)))
 
 
 def _kl_optimal(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     straight = is_straight(schedule)
-    first, last = (math.atan(_level(schedule, t, straight)) for t in (start, end))
+    first, last = (scalar.atan(_level(schedule, t, straight)) for t in (start, end))
     return _at_levels(schedule, torch.tan(_line(first, last, n)), straight, start, end)
 
 
@@ -146,25 +148,24 @@ def _linear_quadratic(
     return _at_levels(schedule, first + (last - first) * shares, straight, start, end)
 
 
-def _level(schedule: NoiseSchedule, t: float, straight: bool) -> float:
+def _level(schedule: NoiseSchedule, t: float, straight: bool) -> Number:
     """What pipelines call sigma: sigma of the straight path, sigma / alpha of others."""
-    return schedule.sigma(t) if straight else math.exp(-schedule.lam(t))
+    return schedule.sigma(t) if straight else scalar.exp(-schedule.lam(t))
 
 
 def _at_levels(
     schedule: NoiseSchedule, levels: Tensor, straight: bool, start: float, end: float
 ) -> Tensor:
-    ratios = levels / (1 - levels) if straight else levels
-    times = schedule.time(-torch.log(ratios))
-    times[0], times[-1] = start, end  # where alpha or sigma may be 0
-    return times
+    inner = levels[1:-1]  # alpha or sigma may be 0 at the ends
+    ratios = inner / (1 - inner) if straight else inner
+    return with_ends(schedule.time(-torch.log(ratios)), start, end)
 
 
 def _beta(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
     from scipy.stats import beta
 
     _finite_lams("beta", schedule, start, end)
-    first, last = (math.exp(-schedule.lam(t)) for t in (start, end))
+    first, last = (scalar.exp(-schedule.lam(t)) for t in (start, end))
     shares = beta.ppf(np.linspace(1, 0, n + 1), 0.6, 0.6)
     return schedule.time(-torch.log(last + (first - last) * torch.as_tensor(shares)))
 
@@ -174,9 +175,8 @@ def _logistic(schedule: NoiseSchedule, start: float, end: float, n: int, p: Para
     highest = schedule.lam(1 / schedule.steps) if isinstance(schedule, DiscreteVP) else math.inf
     ends = schedule.lam(start), schedule.lam(end)
     scale = default_scale(schedule, n) if p.scale is None else p.scale
-    times = schedule.time(logistic_lams(*ends, n, location, scale, highest))
-    times[0], times[-1] = start, end  # also where lambda is infinite
-    return times
+    lams = logistic_lams(*ends, n, location, scale, highest)
+    return with_ends(schedule.time(lams[1:-1]), start, end)  # lambda may be infinite at the ends
 
 
 # Sabour et al. 2024, "Align Your Steps", the tables of the authors' release: sigma / alpha.
@@ -193,9 +193,8 @@ def _align_your_steps(name: str) -> Spacing:
     def spacing(schedule: NoiseSchedule, start: float, end: float, n: int, p: Parameters) -> Tensor:
         first, last = _finite_lams(name, schedule, start, end)
         knots = np.linspace(0, 1, len(table))
-        lams = np.interp(np.linspace(0, 1, n + 1), knots, table)
-        stretched = first + (last - first) * (lams - table[0]) / (table[-1] - table[0])
-        return schedule.time(torch.as_tensor(stretched))
+        lams = torch.as_tensor(np.interp(np.linspace(0, 1, n + 1), knots, table))
+        return schedule.time(first + (last - first) * (lams - table[0]) / (table[-1] - table[0]))
 
     return spacing
 
@@ -209,19 +208,30 @@ def _on_training_steps(name: str) -> Spacing:
             name, steps, n, offset=int(name == "leading"), inner=name == "linspace"
         )
         # Index i of N sits at the share (i + 1) / N of the range.
-        times = (indices + 1.0) / steps * start
+        times = torch.as_tensor((indices + 1.0) / steps) * start
         if times[-1] <= end:
             raise ValueError(
                 f"spacing={name!r} puts the last of nfe={n} evaluations at t={times[-1]:g}, "
                 f"which is not above t_end={end!r}: lower nfe or t_end"
             )
-        return torch.as_tensor(np.append(times, end))
+        return torch.cat([times, _entry(end)])
 
     return spacing
 
 
 def _line(start: float, end: float, n: int) -> Tensor:
+    if scalar.is_tensor(start) or scalar.is_tensor(end):
+        return start + (end - start) * torch.linspace(0, 1, n + 1, dtype=torch.float64)
     return torch.linspace(start, end, n + 1, dtype=torch.float64)
+
+
+def with_ends(inner: Tensor, start: float, end: float) -> Tensor:
+    """``inner`` between the two ends."""
+    return torch.cat([_entry(start), inner, _entry(end)])
+
+
+def _entry(number: Number) -> Tensor:
+    return torch.as_tensor(number, dtype=torch.float64).reshape(1)
 
 
 def linear_quadratic(n: int, threshold: float = 0.025) -> np.ndarray:

@@ -9,12 +9,13 @@ ancestral sampling with the variance of the DDPM posterior.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from .. import scalar
 from ..grids import Grid
 from ..plan import DATA, Node, Noise, Plan, Row
 from ..registry import check_choice, count_steps, solver
+from ..scalar import Number
 from .multistep import Predictor, Weights, exponential, multistep
 from .unipc import unic
 
@@ -62,18 +63,22 @@ def ddim(
         return Plan(tuple(rows))
     rows = [Row(nodes[0], target=DATA)]
     for k, (start, end) in enumerate(zip(nodes, nodes[1:], strict=False)):
-        n = eta * end.sigma * math.sqrt(-math.expm1(-2 * (end.lam - start.lam)))
-        a = math.sqrt(max(0.0, end.sigma**2 - n**2)) / start.sigma
+        n = eta * end.sigma * scalar.sqrt(-scalar.expm1(-2 * (end.lam - start.lam)))
+        a = _rest(end.sigma, n) / start.sigma
         noise = (Noise(n, start.lam, end.lam),) if n else ()
         target = DATA if k < len(nodes) - 2 else None
-        state = ((k, a),) if a else ()
+        state = ((k, a),) if a != 0 or scalar.is_tensor(a) else ()
         rows.append(Row(end, state, ((k, end.alpha - a * start.alpha),), target, noise=noise))
     return Plan(tuple(rows))
+
+
+def _rest(sigma: Number, n: Number) -> Number:
+    return scalar.sqrt(max(0.0, sigma**2 - n**2))
 
 
 def _first_order(space: str) -> Predictor:
     def predictor(past: Sequence[Node], end: Node) -> Weights:
         a, scale, z = exponential(space, past[0], end)
-        return a, [-scale * math.expm1(z)]
+        return a, [-scale * scalar.expm1(z)]
 
     return predictor

@@ -21,12 +21,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 
+from .. import scalar
 from ..grids import Grid
 from ..plan import Node, Plan
 from ..registry import check_choice, check_order, count_steps, solver
+from ..scalar import plain
 from ..schedules import DiscreteVP, NoiseSchedule
 from .lagrange import (
     Array,
@@ -104,23 +105,24 @@ def in_rho(past: Sequence[Node], end: Node) -> Weights:
 
 def in_time(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Predictor:
     """tAB on ``nodes`` for the schedule's time, a smooth function of lambda on every panel."""
-    finite = [node for node in nodes if math.isfinite(node.lam)]
+    finite = [node for node in nodes if math.isfinite(plain(node.lam))]
     steps = [(start, end) for start, end in pairwise(finite) if start.lam < end.lam]
     breaks = _kinks(schedule)
     measures = [lambda_measure("noise", start, end, breaks) for start, end in steps]
     # All times at once: a call per step would cost more than the rest of the plan.
-    lams = [np.array([node.lam for node in finite]), *(points for points, _ in measures)]
-    times = schedule.time(torch.from_numpy(np.concatenate(lams))).numpy()
-    at, *points = np.split(times, np.cumsum([len(part) for part in lams])[:-1])
-    time_of = dict(zip(lams[0].tolist(), at.tolist(), strict=True))
+    lams = [scalar.array([node.lam for node in finite]), *(points for points, _ in measures)]
+    joined = torch.cat([torch.as_tensor(part) for part in lams])
+    times = schedule.time(joined).split([len(part) for part in lams])
+    at, *points = times if joined.requires_grad else [part.numpy() for part in times]
+    time_of = dict(zip(finite, scalar.entries(at), strict=True))
     quadrature = {
-        start.lam: (u, weights)
+        start: (u, weights)
         for (start, _), u, (_, weights) in zip(steps, points, measures, strict=True)
     }
 
     def predictor(past: Sequence[Node], end: Node) -> Weights:
-        u, weights = quadrature[past[0].lam]
-        shares = means([time_of[node.lam] for node in past], u, weights)
+        u, weights = quadrature[past[0]]
+        shares = means([time_of[node] for node in past], u, weights)
         return step_weights("noise", past[0], end, shares)
 
     return predictor

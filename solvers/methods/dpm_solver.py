@@ -16,10 +16,10 @@ where ' is d/d lambda. The solvers differ in how they estimate the derivatives:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import scalar
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan, Row
@@ -164,12 +164,12 @@ def multistep_weights(
     """Weights of the multistep step of order len(past) <= 3; ``doubled`` scales D2."""
     a, scale, z = exponential(space, past[0], end)
     if len(past) == 1:
-        return a, [-scale * math.expm1(z)]
+        return a, [-scale * scalar.expm1(z)]
     h = end.lam - past[0].lam
     r0 = (past[0].lam - past[1].lam) / h
     if len(past) == 2:
-        slope = 0.5 * math.expm1(z) if solver_type == "dpmsolver" else z_phi(2, z)
-        return a, [-scale * (math.expm1(z) + slope / r0), scale * slope / r0]
+        slope = 0.5 * scalar.expm1(z) if solver_type == "dpmsolver" else z_phi(2, z)
+        return a, [-scale * (scalar.expm1(z) + slope / r0), scale * slope / r0]
     r1 = (past[1].lam - past[2].lam) / h
     near = (1 / r0, -1 / r0, 0.0)  # first divided differences, each times h
     far = (0.0, 1 / r1, -1 / r1)

@@ -41,11 +41,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import scalar
 from ..grids import Grid, node_at
 from ..model_statistics.ems import EMS
 from ..model_statistics.integrals import Integrals, closed, quadratures, trapezoids
 from ..plan import DATA, Coefficient, Node, Plan, Target
 from ..registry import check_choice, check_order, count_steps, solver
+from ..scalar import Number
 from .multistep import Corrector, Predictor, Step, multistep
 from .pure_noise import is_pure_noise
 
@@ -120,6 +122,11 @@ def dpm_solver_v3(
     lams = [nodes[k].lam for k in finite]
     count = order + 1  # moments: the corrector may take one node more than the predictor
     if statistics is not None:
+        if any(map(scalar.is_tensor, lams)):
+            raise ValueError(
+                "ems: no gradient with respect to the nodes passes through statistics; give the "
+                "grid without gradients, or ems=None"
+            )
         statistics.fits(grid.schedule, lams)
         if fallback and loses(statistics, order, len(nodes) - 1):
             statistics = None
@@ -230,7 +237,7 @@ class _Steps:
         for j, node in enumerate(at):
             weight: Coefficient = span.moments[0] if j == 0 else 0.0
             for i, row in enumerate(derivatives, start=1):
-                weight = weight + float(row[j]) * span.moments[i]
+                weight = weight + row[j] * span.moments[i]
             scale, beta = self._relative(k, self.index[node])
             b.append(end.alpha * weight * scale)
             c = c + weight * beta
@@ -259,22 +266,26 @@ def _exp(value: Coefficient) -> Coefficient:
         ) from None
 
 
-def interpolated(lams: Sequence[float]) -> np.ndarray:
-    """(n, n + 1): the derivatives 1..n at lams[0] of the polynomial through n + 1 values."""
+def interpolated(lams: Sequence[Number]) -> list[list[Number]]:
+    """n rows of n + 1: the derivatives 1..n at lams[0] of the polynomial through n + 1 values."""
     n = len(lams) - 1
-    far = np.array(lams[1:]) - lams[0]
-    inverse = np.linalg.inv(far[:, None] ** np.arange(1, n + 1))
-    factorials = np.array([math.factorial(i) for i in range(1, n + 1)])[:, None]
-    rows = factorials * inverse if n else np.zeros((0, 0))
-    return np.concatenate([-rows.sum(1, keepdims=True), rows], axis=1)
+    if n == 0:
+        return []
+    far = scalar.array(lams[1:]) - lams[0]
+    inverse = scalar.inverse(far[:, None] ** scalar.alike(np.arange(1, n + 1), far))
+    factorials = scalar.alike(np.array([math.factorial(i) for i in range(1, n + 1)]), far)
+    rows = factorials[:, None] * inverse
+    return [
+        [first, *scalar.entries(row)]
+        for first, row in zip(scalar.entries(-rows.sum(1)), rows, strict=True)
+    ]
 
 
-def divided(lams: Sequence[float]) -> np.ndarray:
-    """(n, n + 1): i! times the divided difference of the first i + 1 values, i = 1..n."""
-    n = len(lams) - 1
-    rows = np.zeros((n, n + 1))
-    for i in range(1, n + 1):
+def divided(lams: Sequence[Number]) -> list[list[Number]]:
+    """n rows of n + 1: i! times the divided difference of the first i + 1 values, i = 1..n."""
+    rows = [[0.0] * len(lams) for _ in lams[1:]]
+    for i, row in enumerate(rows, start=1):
         for j in range(i + 1):
             others = [lams[j] - lams[k] for k in range(i + 1) if k != j]
-            rows[i - 1, j] = math.factorial(i) / math.prod(others)
+            row[j] = math.factorial(i) / math.prod(others)
     return rows

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 
+from .. import scalar
 from ..grids import Grid
 from ..plan import Node, Plan
 from ..registry import is_in_time, solver
@@ -130,7 +131,7 @@ def dpm2(
         if count == 1:
             return EULER
         h = end.lam - start.lam
-        c = math.expm1(-r * h) / math.expm1(-h) if h > 0 else r
+        c = scalar.expm1(-r * h) / scalar.expm1(-h) if h > 0 else r
         return _two_stage(count, c, r)
 
     return runge_kutta(grid, nfe, 2, method, Churn(s_churn, s_min, s_max, s_noise))

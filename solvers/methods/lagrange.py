@@ -21,10 +21,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import scalar
 from ..plan import Node
+from ..scalar import Number, plain
 from .multistep import SPACES, Weights, first_order
 
 Array = NDArray[np.float64]
+"""Or a float64 tensor, where the nodes carry gradients: see `scalar`."""
 
 _POINTS = 12
 # The functions lambda -> t of the schedules are analytic at least pi / 2 around the real axis, so
@@ -39,17 +42,18 @@ def _gauss(points: int) -> tuple[Array, Array]:
     return (nodes + 1) / 2, weights / 2
 
 
-def panels(start: float, end: float, breaks: Array | None = None) -> tuple[Array, Array]:
+def panels(start: Number, end: Number, breaks: Array | None = None) -> tuple[Array, Array]:
     """Points and weights of a quadrature on [start, end], start < end.
 
     ``breaks`` are points at which the integrand has a kink, in any order.
     """
-    count = math.ceil((end - start) / _PANEL)
-    edges = start + (end - start) / count * np.arange(count + 1)
+    low, high = plain(start), plain(end)
+    count = math.ceil((high - low) / _PANEL)
+    edges = start + (end - start) / count * scalar.alike(np.arange(count + 1), end - start)
     if breaks is not None:
-        inside = breaks[(breaks > start) & (breaks < end)]
-        edges = np.unique(np.concatenate([edges, inside]))
-    nodes, weights = _gauss(_POINTS)
+        inside = breaks[(breaks > low) & (breaks < high)]
+        edges = scalar.merged(edges, inside)
+    nodes, weights = (scalar.alike(values, edges) for values in _gauss(_POINTS))
     widths = (edges[1:] - edges[:-1])[:, None]
     return (edges[:-1, None] + widths * nodes).ravel(), (widths * weights).ravel()
 
@@ -59,12 +63,12 @@ def lambda_measure(
 ) -> tuple[Array, Array]:
     """Points lambda of the step and weights that integrate w over it; ``space`` as above."""
     lams, weights = panels(start.lam, end.lam, breaks)
-    decay = np.exp(lams - end.lam) if space == "data" else np.exp(start.lam - lams)
-    return lams, weights * decay
+    return lams, weights * scalar.exps(lams - end.lam if space == "data" else start.lam - lams)
 
 
-def means(at: Sequence[float], points: Array, weights: Array) -> Array:
+def means(at: Sequence[Number] | Array, points: Array, weights: Array) -> Array:
     """The mean of every Lagrange polynomial of the distinct nodes ``at`` under the quadrature."""
+    points, weights = (scalar.alike(values, at[0]) for values in (points, weights))
     far = [points - u for u in at]
     shares = []
     for j, node in enumerate(at):
@@ -73,25 +77,25 @@ def means(at: Sequence[float], points: Array, weights: Array) -> Array:
             if k != j:
                 product = product * (far[k] / (node - other))
         shares.append(product.sum())
-    return np.array(shares) / weights.sum()
+    return scalar.array(shares) / weights.sum()
 
 
 def step_weights(space: str, start: Node, end: Node, shares: Array) -> Weights:
     """a and b_j = b shares_j of the step from ``start`` to ``end``, where the shares sum to 1."""
     a, b = first_order(SPACES[space], start, end)
-    return a, (b * shares).tolist()
+    return a, scalar.entries(b * scalar.alike(shares, b))
 
 
 def polynomial_weights(
-    space: str, u: Callable[[Node], float], past: Sequence[Node], end: Node, at: Sequence[Node]
+    space: str, u: Callable[[Node], Number], past: Sequence[Node], end: Node, at: Sequence[Node]
 ) -> Weights:
     """a, and one b for each of ``at``: u is the variable of the polynomial and of the mean."""
-    values = np.array([u(node) for node in [*at, past[0], end]])
+    values = scalar.array([u(node) for node in [*at, past[0], end]])
     # In units of the step, so that it is [0, 1] and no power overflows.
     scaled = (values - values[-2]) / (values[-1] - values[-2])
     return step_weights(space, past[0], end, means(scaled[:-2], *panels(0.0, 1.0)))
 
 
-def noise_ratio(node: Node) -> float:
+def noise_ratio(node: Node) -> Number:
     """rho = sigma / alpha."""
     return node.sigma / node.alpha

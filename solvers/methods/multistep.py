@@ -11,12 +11,12 @@ step needs anyway and which therefore costs nothing (Zhao et al. 2023, algorithm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
+from .. import scalar
 from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Row, Target
 from .pure_noise import is_pure_noise, only_first_order, single_evaluation
 
@@ -145,7 +145,7 @@ def multistep(
 
 def _before(node: Node) -> Node:
     """The node `BEFORE` below ``node`` in lambda, of which nothing but lambda is asked."""
-    ratio = math.exp(node.lam - BEFORE)
+    ratio = scalar.exp(node.lam - BEFORE)
     return Node(node.t, ratio / (1 + ratio), 1 / (1 + ratio))
 
 

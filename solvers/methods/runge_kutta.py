@@ -23,8 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
-
+from .. import scalar
 from ..grids import Grid, node_at
 from ..plan import DATA, NOISE, VELOCITY, Node, Noise, Plan, Row
 from ..schedules import NoiseSchedule
@@ -213,7 +212,7 @@ def _inner(
         for c in sorted(set(tableau.c) - {0.0, 1.0}):
             rho_s, rho_t = start.sigma / start.alpha, end.sigma / end.alpha
             places.append((i, c))
-            lams.append(-math.log(rho_s + c * (rho_t - rho_s)))
+            lams.append(-scalar.log(rho_s + c * (rho_t - rho_s)))
     found: list[dict[float, Node]] = [{} for _ in steps]
     for (i, c), node in zip(places, _at_lams(schedule, lams), strict=True):
         found[i][c] = node
@@ -247,13 +246,13 @@ def _noise_row(base: int, node: Node, up: Node, above: float, amplitude: float) 
     # The noise belongs to the lambda interval that is re-noised, cut at the previous node:
     # intervals of different steps then never overlap, so that their noise is independent.
     a = up.alpha / node.alpha
-    added = math.sqrt(up.sigma**2 - (a * node.sigma) ** 2)
+    added = scalar.sqrt(up.sigma**2 - (a * node.sigma) ** 2)
     noise = Noise(amplitude * added, max(above, up.lam), node.lam)
     return Row(up, ((base, a),), noise=(noise,))
 
 
 def _at_lams(schedule: NoiseSchedule, lams: Sequence[float]) -> list[Node]:
     # In any order, unlike `nodes_at_lams`, and all at once, since each call costs tensor work.
-    times = schedule.time(torch.tensor(lams, dtype=torch.float64))
-    columns = times.tolist(), schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
+    times = schedule.time(scalar.vector(lams))
+    columns = map(scalar.numbers, (times, schedule.alpha(times), schedule.sigma(times)))
     return [Node(*entry) for entry in zip(*columns, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from ..grids import Grid
 from ..plan import DATA, Node, Row
@@ -75,7 +76,7 @@ def _finite_parts(block: Sequence[Node], space: str) -> list[Sequence[Node]]:
     if len(block) == 2:
         return [block]
     lams = [node.lam for node in block]
-    if len(set(lams)) < len(lams):
+    if any(one == other for one, other in pairwise(lams)):
         return [block[i : i + 2] for i in range(len(block) - 1)]
     if lams[-1] == math.inf:
         return [*_finite_parts(block[:-1], space), block[-2:]]

@@ -26,8 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from .. import scalar
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
@@ -128,11 +127,12 @@ def correct_published(space: str, past: Sequence[Node], end: Node) -> Weights:
     a, scale, z = exponential(space, past[0], end)
     r = [(node.lam - past[0].lam) / (end.lam - past[0].lam) for node in [*past[1:], end]]
     order = range(1, len(r) + 1)
-    inverse = np.linalg.inv([[rk ** (i - 1) / math.factorial(i) for i in order] for rk in r])
-    terms = np.array([z_phi(i + 1, z) for i in order])
-    differences = (terms[:-1] @ inverse[:-1] / r).tolist()
-    differences[-1] = float(terms[-1] * inverse[-2, -1])
-    return a, [-scale * (math.expm1(z) - sum(differences)), *(-scale * d for d in differences)]
+    powers = [[rk ** (i - 1) / math.factorial(i) for i in order] for rk in r]
+    inverse = scalar.inverse(scalar.array(powers))
+    terms = scalar.array([z_phi(i + 1, z) for i in order])
+    differences = scalar.entries(terms[:-1] @ inverse[:-1] / scalar.array(r))
+    differences[-1] = scalar.entries(terms[-1:] * inverse[-2, -1:])[0]
+    return a, [-scale * (scalar.expm1(z) - sum(differences)), *(-scale * d for d in differences)]
 
 
 def _weights(
@@ -141,15 +141,15 @@ def _weights(
     a, scale, z = exponential(space, past[0], end)
     h = end.lam - past[0].lam
     r = [(lam - past[0].lam) / h for lam in lams]
-    big_b = z if variant == "bh1" else math.expm1(z)
+    big_b = z if variant == "bh1" else scalar.expm1(z)
     differences = [big_b * rho / rk for rho, rk in zip(_rho(r, z, big_b), r, strict=True)]
-    return a, [-scale * (math.expm1(z) - sum(differences)), *(-scale * d for d in differences)]
+    return a, [-scale * (scalar.expm1(z) - sum(differences)), *(-scale * d for d in differences)]
 
 
 def _rho(r: Sequence[float], z: float, big_b: float) -> list[float]:
     if len(r) <= 1:
         return [0.5] * len(r)
     order = range(1, len(r) + 1)
-    vandermonde = np.array([[rk ** (i - 1) for rk in r] for i in order])
-    moments = np.array([math.factorial(i) * z_phi(i + 1, z) / big_b for i in order])
-    return np.linalg.solve(vandermonde, moments).tolist()
+    vandermonde = scalar.array([[rk ** (i - 1) for rk in r] for i in order])
+    moments = scalar.array([math.factorial(i) * z_phi(i + 1, z) / big_b for i in order])
+    return scalar.entries(scalar.solve(vandermonde, moments))
