@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import scalar
 from .condition_rows import repeated
-from .grids import node_at
+from .grids import as_number, node_at
 from .guidance import ClassifierFree, unwrap
 from .plan import Node
 from .prediction import Linear, check_prediction, to_data
 from .schedules import NoiseSchedule
 from .state_edits import version
+
+Time = float | Tensor
 
 
 class Denoiser:
@@ -76,14 +79,19 @@ class Denoiser:
         """What ``evaluate`` returns: the native prediction, or "sample" once x0 is thresholded."""
         return self.native if self.threshold is None else "sample"
 
-    def evaluate(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def evaluate(
+        self, x: Tensor, t: Time, told: Time | None = None, second: Time | None = None
+    ) -> Tensor:
         """One network evaluation at states x (B, *event): a prediction of type ``prediction``.
+
+        ``told`` and ``second`` are those of a `Node`: the time that the network is told, t if None,
+        and a second one, with which it is called as ``network(x, t, second, **condition)``.
 
         A network that writes to its input writes to x: who needs x afterwards looks for that.
         """
         if self.threshold is None:
-            return self._call_network(x, t)
-        return self.threshold(self._data(x, t))
+            return self._call_network(x, t, told, second)
+        return self.threshold(self._data(x, t, told, second))
 
     def evaluate_groups(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """``evaluate`` at P times in one network call: x (P, B, *event), group i at times[i].
@@ -133,8 +141,10 @@ class Denoiser:
                 )
             return
 
-    def _call_network(self, x: Tensor, t: float | Tensor) -> Tensor:
-        network_time = self.network_time(t)
+    def _call_network(
+        self, x: Tensor, t: Time, told: Time | None = None, second: Time | None = None
+    ) -> Tensor:
+        network_time = self.network_time(t if told is None else told)
         # float16 cannot hold a timestep of 999.5; times are never rounded below float32.
         time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         times = _on_device(network_time, x.shape[0], time_dtype, x.device)
@@ -142,9 +152,9 @@ class Denoiser:
         conditions = [(key, v) for key, v in self._conditions() if isinstance(v, Tensor)]
         versions = [version(value) for _, value in conditions]
         if self.guidance is not None:
-            output = self.guidance(self.network, state, times, t)
+            output = self.guidance(self._with(second), state, times, t)
         else:
-            output = self.network(state, times, **self.condition)
+            output = self._with(second)(state, times, **self.condition)
         for (key, value), before in zip(conditions, versions, strict=True):
             if version(value) != before:
                 raise ValueError(
@@ -162,23 +172,38 @@ class Denoiser:
             raise ValueError(f"network returned dtype {output.dtype}: need a floating-point type")
         return output if self.dtype is None else output.to(x.dtype)
 
+    def _with(self, second: Time | None) -> Callable[..., Any]:
+        """The network, which is called with a second time where there is one."""
+        if second is None:
+            return self.network
+        time = self.network_time(second)
+
+        def network(x: Tensor, t: Tensor, **condition: Any) -> Any:
+            return self.network(x, t, _on_device(time, len(x), t.dtype, x.device), **condition)
+
+        return network
+
     def _conditions(self) -> list[tuple[str, Any]]:
         if self.guidance is None:
             return list(self.condition.items())
         return [*self.guidance.condition.items(), *self.guidance.null.items()]
 
-    def _data(self, x: Tensor, t: float | Tensor) -> Tensor:
-        output = self._call_network(x.clone(), t)  # which may write to its input
+    def _data(
+        self, x: Tensor, t: Time, told: Time | None = None, second: Time | None = None
+    ) -> Tensor:
+        output = self._call_network(x.clone(), t, told, second)  # which may write to its input
         return output if self.native == "sample" else self._to_data(x, t)(output, x)
 
     def _to_data(self, x: Tensor, t: float | Tensor) -> Linear:
         """x0 as a linear function of the network's output and x."""
         if not isinstance(t, Tensor) or t.numel() == 1:
-            return to_data(self.native, node_at(self.schedule, float(t)))
-        times = t.detach().to("cpu", torch.float64)
-        alphas, sigmas = self.schedule.alpha(times), self.schedule.sigma(times)
-        nodes = map(Node, times.tolist(), alphas.tolist(), sigmas.tolist())
-        maps = torch.tensor([to_data(self.native, node) for node in nodes], dtype=torch.float64)
+            single = as_number("t", t.reshape(()) if isinstance(t, Tensor) else t)
+            return to_data(self.native, node_at(self.schedule, single))
+        times = t.to("cpu", torch.float64)
+        scales = self.schedule.alpha(times), self.schedule.sigma(times)
+        columns = map(scalar.numbers, (times, *scales))
+        linear = [to_data(self.native, Node(*entry)) for entry in zip(*columns, strict=True)]
+        maps = torch.stack([scalar.vector(entry) for entry in linear])
         out, state = maps.to(x.device, x.dtype).reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
         return Linear(out, state)
 
@@ -207,11 +232,11 @@ def check_start(x_T: Tensor, denoise: Any) -> None:
         raise ValueError("x_T has values that are not finite: need finite start states")
 
 
-def checked(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+def checked(denoise: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A plain data prediction (x, t) -> x0 that raises ValueError for an x0 of another shape."""
 
-    def evaluate(x: Tensor, t: float) -> Tensor:
-        x0 = denoise(x, t)
+    def evaluate(x: Tensor, *times: float) -> Tensor:
+        x0 = denoise(x, *times)
         if not isinstance(x0, Tensor) or x0.shape != x.shape:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(

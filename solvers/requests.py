@@ -87,12 +87,15 @@ def evaluator(
 
 def single(denoise: Denoiser | Callable[[Tensor, float], Tensor]) -> Callable[[Any], Tensor]:
     """How to answer an `Evaluation` with ``denoise`` here."""
-    evaluate = denoise.evaluate if isinstance(denoise, Denoiser) else checked(denoise)
+    function = denoise if isinstance(denoise, Denoiser) else checked(denoise)
 
     def answer(request: Evaluation) -> Tensor:
-        x = request.x
+        node = request.node
         # Writes to an inference tensor leave no trace.
-        return evaluate(x.clone() if x.is_inference() else x, request.node.t)
+        x = request.x.clone() if request.x.is_inference() else request.x
+        if isinstance(function, Denoiser):
+            return function.evaluate(x, node.t, node.told, node.second)
+        return function(x, *node.call)
 
     return answer
 
@@ -173,4 +176,11 @@ def drive_batches(
     watch: Callable[[Batch, Tensor], None] | None = None,
 ) -> Result:
     """`drive` for a generator of batches."""
-    return drive(process, lambda b: evaluate(b.x, [node.t for node in b.nodes]), watch)
+    return drive(process, lambda b: evaluate(b.x, _times(b.nodes)), watch)
+
+
+def _times(nodes: Sequence[Node]) -> list[float]:
+    """What a batch of nodes tells the network. ValueError for a node of two times."""
+    if any(node.second is not None or node.told is not None for node in nodes):
+        raise ValueError("plan: times that a node tells the network are for runs one after another")
+    return [node.t for node in nodes]

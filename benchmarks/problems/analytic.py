@@ -224,7 +224,7 @@ class Network:
         self.times: list[float] = []
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.times.append(float(t[0]))
+        self.times.append(float(t[0].detach()))
         alpha = self.schedule.alpha(t)[:, None].to(x.dtype)
         sigma = self.schedule.sigma(t)[:, None].to(x.dtype)
         eps, x0 = self.problem.predict(x, alpha, sigma)

@@ -304,29 +304,6 @@ def test_a_solver_may_be_registered_again_by_the_same_function():
 WANTS_GRADIENT = torch.tensor([0.9, 0.5, 0.1], requires_grad=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("times", WANTS_GRADIENT),
-        ("times", [WANTS_GRADIENT[0], 0.5, 0.1]),
-        ("sigmas", WANTS_GRADIENT),
-        ("lams", -WANTS_GRADIENT),
-        ("t_start", WANTS_GRADIENT[0]),
-        ("t_end", WANTS_GRADIENT[2]),
-        ("rho", 8 * WANTS_GRADIENT[0]),
-        ("shift", 2 * WANTS_GRADIENT[0]),
-        ("location", WANTS_GRADIENT[0]),
-    ],
-)
-def test_a_gradient_that_would_be_lost_is_refused_by_name(name, values):
-    grid = {} if name in ("times", "sigmas", "lams") else {"nfe": 4}
-    if name == "rho":
-        grid["spacing"] = "karras"
-    schedule = FLOW if name == "shift" else VP
-    with pytest.raises(ValueError, match=f"{name} requires grad"):
-        make_plan("ddim", schedule, **{name: values}, **grid)
-
-
 @pytest.mark.parametrize(("name", "sign"), [("times", 1), ("sigmas", 1), ("lams", -1)])
 def test_without_gradients_the_numbers_are_taken(name, sign):
     values = sign * WANTS_GRADIENT
