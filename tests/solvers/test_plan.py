@@ -47,11 +47,20 @@ def worst_identity(plan: Plan) -> float:
 
 @pytest.mark.parametrize("range_name", RANGES)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_identities_hold_to_rounding_on_every_grid(name, range_name):
-    for arguments in grids(range_name, NFE):
-        for options in main_options(name):
-            plan = plan_for(name, arguments, options)
-            assert worst_identity(plan) < 1e-12, (arguments, options)
+def test_identities_and_times_on_every_grid(name, range_name):
+    """Identities hold to rounding; calls run from noise to data within the range."""
+    for arguments, options in product(grids(range_name, NFE), main_options(name)):
+        plan = plan_for(name, arguments, options)
+        assert worst_identity(plan) < 1e-12, (arguments, options)
+        first, last = plan.rows[0].node, plan.rows[-1].node
+        assert plan.times[0] == first.t <= arguments["t_start"]
+        assert last.t == arguments["t_end"]
+        assert all(last.t <= t <= first.t for t in plan.times)
+        # Where lambda is infinite nothing can be learnt about the other end of the schedule.
+        for k in plan.evaluated:
+            node, target = plan.rows[k].node, plan.rows[k].target
+            assert node.sigma > 0
+            assert node.alpha > 0 or target == DATA
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -107,22 +116,6 @@ def test_nfe_is_what_was_asked_for(name, nfe):
             fixed = options.get("steps") == "singlestep_fixed"
             assert plan.nfe == (nfe - nfe % block if fixed else nfe), options
             assert plan.nfe == len(plan.times) == sum(row.evaluated for row in plan.rows)
-
-
-@pytest.mark.parametrize("range_name", RANGES)
-@pytest.mark.parametrize("name", SOLVERS)
-def test_calls_run_from_noise_to_data_within_the_range(name, range_name):
-    for arguments, options in product(grids(range_name, NFE), main_options(name)):
-        plan = plan_for(name, arguments, options)
-        first, last = plan.rows[0].node, plan.rows[-1].node
-        assert plan.times[0] == first.t <= arguments["t_start"]
-        assert last.t == arguments["t_end"]
-        assert all(last.t <= t <= first.t for t in plan.times)
-        # Where lambda is infinite nothing can be learnt about the other end of the schedule.
-        for k in plan.evaluated:
-            node, target = plan.rows[k].node, plan.rows[k].target
-            assert node.sigma > 0
-            assert node.alpha > 0 or target == DATA
 
 
 @pytest.mark.parametrize(("name", "options"), solver_cases())
