@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import product
 from typing import Any
 
 import diffusers
@@ -167,13 +168,16 @@ def test_a_copy_hears_what_was_written_before_and_after(way):
     assert torch.equal(loop(scheduler), loop(expected))
 
 
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("how", ["view", "copy"])
+SLICES = list(product([*SOLVERS, "heun"], ["view", "copy"], [False, True]))
+
+
 @pytest.mark.parametrize("config", [STEPS, {**LATENT, "use_karras_sigmas": True}, {"shift": 3.0}])
-@pytest.mark.parametrize("solver", [*SOLVERS, "heun"])
+@pytest.mark.parametrize(
+    ("solver", "how", "both"),
+    # Of a method with two evaluations a step, nothing but a view of timesteps is told apart.
+    [case for case in SLICES if case[0] != "heun" or case[1:] == ("view", False)],
+)
 def test_a_slice_is_the_run_from_there(solver, config, how, both):
-    if solver == "heun" and (how == "copy" or both):
-        pytest.skip("is told apart by the view only")
     scheduler, expected = laid_out(config, solver), laid_out(config, solver)
     expected.set_begin_index(3)
     shown = scheduler.timesteps[3:], scheduler.sigmas[3:]
