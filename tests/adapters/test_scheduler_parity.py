@@ -117,7 +117,7 @@ def test_parity_of_heun_in_the_middle(steps, begin):
 
 
 @pytest.mark.parametrize("nfe", [1, 3, 8, 28])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.4, 1.0, 3.0])
 def test_flow_euler_parity(nfe, shift):
     stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="ddim")
@@ -130,7 +130,7 @@ def test_flow_euler_parity(nfe, shift):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 12])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.4, 1.0, 3.0])
 def test_flow_heun_parity(steps, shift):
     """Heun's method in t, of second order from pure noise on; n counts evaluations."""
     stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
