@@ -22,12 +22,16 @@ from topologies import topology_cases
 from logsnr.benchmarks.problems.analytic import Network, exact_denoiser
 from logsnr.solvers import (
     DATA,
+    NOISE,
     PREDICTIONS,
     SOLVERS,
     ClassifierFree,
     Denoiser,
     Evaluation,
     Noise,
+    Plan,
+    Row,
+    Target,
     make_plan,
     run,
     sample,
@@ -36,6 +40,7 @@ from logsnr.solvers import (
 SCHEDULE = SCHEDULES["vp_linear"]
 X = start_states(SCHEDULE, 1.0)
 DENOISE = exact_denoiser(MIXTURE, SCHEDULE)
+ANCESTRAL = make_plan("ddim", SCHEDULE, nfe=NFE, eta=1.0)
 
 
 def plan_of(name: str, options: dict | None = None, nfe: int = NFE):
@@ -52,7 +57,7 @@ def by_hand(plan, denoise, x, noise=None):
                 [a * states[j] for j, a in row.states]
                 + [b * outputs[j] for j, b in row.outputs]
                 + [term.scale * next(z) for term in row.noise],
-                torch.zeros_like(x),
+                torch.zeros_like(x) + row.offset,
             )
         if row.target is not None:
             x0 = denoise(states[k], row.node.t)
@@ -71,6 +76,25 @@ def test_both_executors_compute_the_formula(name, options):
     for differentiable in (False, True):
         result = sample(DENOISE, X, plan, noise=noise, differentiable=differentiable)
         torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_row_may_have_every_kind_of_term(differentiable):
+    """Several states, outputs of every target, an offset, and two noise terms in one row."""
+    nodes = [row.node for row in ANCESTRAL.rows[:6]]
+    one, two = (ANCESTRAL.rows[k].noise for k in (2, 3))
+    rows = (
+        Row(nodes[0], target=Target(0.5, 0.25, 2.0)),
+        Row(nodes[1], ((0, 0.9),), ((0, 0.2),), NOISE, offset=0.3),
+        Row(nodes[2], ((0, 0.4), (1, 0.5)), ((0, 0.1), (1, -0.3)), None, -0.2, (*one, *two)),
+        Row(nodes[3], ((2, 0.8), (0, 0.1)), ((1, 0.4),), DATA, 0.1),
+        Row(nodes[4], ((0, 0.2),), ((0, 0.3), (3, 0.7)), DATA, noise=one),
+        Row(nodes[5], ((2, 0.3), (3, 0.3)), ((4, 0.6),), offset=0.5),
+    )
+    plan = Plan(rows, consistent=False)
+    z = [normal(*X.shape, seed=100 + i) for i in range(3)]
+    result = sample(DENOISE, X, plan, noise=z, differentiable=differentiable)
+    torch.testing.assert_close(result, by_hand(plan, DENOISE, X, z), rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -241,8 +265,6 @@ def test_a_run_leaves_the_start_state_alone():
 
 # noise
 
-ANCESTRAL = make_plan("ddim", SCHEDULE, nfe=NFE, eta=1.0)
-
 
 def test_noise_seeds_belong_to_samples_not_to_batches():
     together = sample(DENOISE, X, ANCESTRAL, noise=[3, 4, 5])
@@ -328,6 +350,15 @@ def test_memory_layout_and_event_shape_do_not_matter(name):
     assert torch.equal(sample(lambda x, t: x.tanh(), strided, plan), expected)
     shaped = sample(lambda x, t: x.tanh(), X.view(3, 2, 1, 2), plan)
     assert torch.equal(shaped.view(3, 4), expected)
+
+
+@pytest.mark.parametrize(("name", "options"), topology_cases())
+def test_the_size_of_a_state_does_not_matter(name, options):
+    """Large states are summed in another way."""
+    plan = plan_of(name, options)
+    expected = sample(lambda x, t: x.tanh(), X, plan)
+    large = sample(lambda x, t: x.tanh(), X.repeat(1, 6000), plan)
+    torch.testing.assert_close(large, expected.repeat(1, 6000), rtol=1e-12, atol=1e-13)
 
 
 # dtypes
