@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from logsnr.solvers import Denoiser, VarianceExploding, VPLinear
+from logsnr.solvers.prediction import Linear
 
 VP_SCHEDULE = VPLinear(beta_min=0.1, beta_max=20.0)
 VP_STEPS = 1000  # M of table 1
@@ -86,7 +87,7 @@ def precondition(network: Network, kind: str = "edm", *, sigma_data: float = 0.5
         skip, out, into = (c.to(x).reshape(shape) for c in scalings[:3])
         told = scalings.noise.to(x.device, torch.promote_types(dtype or x.dtype, torch.float32))
         raw = network((into * x).to(dtype or x.dtype), told, **condition)
-        return skip * x + out * raw.to(x.dtype)
+        return Linear(out, skip)(raw.to(x.dtype), x)
 
     return denoiser
 

@@ -13,8 +13,8 @@ exact, and O(h^p) over a fixed range of lambda. Both are read off the rows of it
   the solver's own warm-up would limit multistep methods to order 2 on some grids, and a lower
   order at the end would limit all: neither is a property of the method.
 
-The exact solutions are those of a Gaussian (a closed form) and of a mixture of Gaussians, which
-is nonlinear (integrated to 1e-12). `assert_order` is meant for anyone's tests.
+`exact_history` has the exact solutions and the steps from them. `assert_order` is meant for
+anyone's tests.
 """
 
 from __future__ import annotations
@@ -23,30 +23,22 @@ import importlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from itertools import pairwise, product
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from logsnr.solvers import SOLVERS, Grid, Node, Plan, Row, VPLinear
+from logsnr.solvers import SOLVERS, Grid, Plan, Row
 from logsnr.solvers.grids import nodes_at_lams
-from logsnr.solvers.noise import noise_source
 from logsnr.solvers.registry import Build, find_solver, implied
-from logsnr.solvers.requests import drive
-from logsnr.solvers.running import proceed
-from logsnr.solvers.segments import maps
-from logsnr.solvers.terms import Terms
 
-from ..problems.analytic import Flow, Gaussian, Mixture, Problem
+from .exact_history import SCHEDULE, exact_flows, mean_square_error, steady_steps
 
-SCHEDULE = VPLinear()
 LAM_RANGE = (-2.0, 2.0)
 PLACES = (-1.5, -0.5, 0.5, 1.5)
-STARTS = 32
 STEP_SIZES = (0.1, 0.05, 0.025, 0.0125, 0.00625)
 STEP_COUNTS = (80, 160, 320)
 FLOOR = 1e-12
@@ -233,76 +225,6 @@ def full_options(name: str, build: Build, options: Mapping[str, Any]) -> dict[st
     return {**full, **options}
 
 
-@lru_cache(maxsize=1)
-def exact_flows() -> list[tuple[Problem, Flow]]:
-    """The two problems, each with exact solutions from random start states."""
-    generator = torch.Generator().manual_seed(0)
-    gaussian = Gaussian(torch.linspace(-1, 1, 6), torch.logspace(-0.7, 0.3, 6))
-    means = torch.tensor([[1.0, 0.4, -0.6], [-0.8, 0.5, 0.3], [0.1, -1.1, 0.2]])
-    mixture = Mixture(
-        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), means, torch.tensor([0.5, 0.35, 0.6])
-    )
-    start = _node(-4.6)
-    flows: list[tuple[Problem, Flow]] = []
-    for problem in (gaussian, mixture):
-        x0 = problem.draw(STARTS, generator)
-        noise = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
-        x = start.alpha * x0 + start.sigma * noise
-        flows.append((problem, problem.flow(start, x, end=4.6)))
-    return flows
-
-
-def _node(lam: float) -> Node:
-    return nodes_at_lams(SCHEDULE, [lam])[0]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Rows first + 1 .. last of a plan: from one carried state to the next."""
-
-    first: int
-    last: int
-    entries: int
-
-
-def _steady(plan: Plan) -> list[_Step]:
-    """The steps that use the most history, in order."""
-    rows = plan.rows
-    carried = sorted({j for row in rows for j, _ in row.states} | {len(rows) - 1})
-    steps = [
-        _Step(a, b, sum(len(row.coefficients()) for row in rows[a + 1 : b + 1]))
-        for a, b in pairwise(carried)
-        if rows[a].node.lam < rows[b].node.lam
-    ]
-    most = max(step.entries for step in steps)
-    return [step for step in steps if step.entries == most]
-
-
-def _advance(plan: Plan, first: int, last: int, problem: Problem, flow: Flow) -> Tensor:
-    """The state of row ``last``, if all rows up to ``first`` are on the exact solutions."""
-    rows = (*plan.rows[:last], replace(plan.rows[last], target=None))
-    part = Plan(rows, consistent=False)
-    linear = maps(part, "epsilon")
-    executor = Terms(part, "epsilon", flow(rows[0].node))
-
-    def eps(x: Tensor, node: Node) -> Tensor:
-        return problem.predict(x, node.alpha, node.sigma)[0]
-
-    def state(j: int) -> Tensor:
-        return flow(rows[j].node)
-
-    executor.resume(first, state, lambda j: linear[j](eps(state(j), rows[j].node), state(j)))
-    process = proceed(executor, executor.waiting, noise_source(None), first)
-    return drive(process, lambda request: eps(request.x, request.node))
-
-
-def _error(plan: Plan, first: int, last: int, problem: Problem, flow: Flow) -> float:
-    """Mean square error of row ``last`` in units of r = sqrt(alpha^2 + sigma^2)."""
-    node = plan.rows[last].node
-    difference = _advance(plan, first, last, problem, flow) - flow(node)
-    return float((difference / math.hypot(node.alpha, node.sigma)).square().mean())
-
-
 def _checked(plan: Plan) -> Plan:
     if plan.stochastic or not plan.numeric:
         kind = "adds noise" if plan.stochastic else "has coefficients that are tensors"
@@ -331,20 +253,20 @@ def local_errors(solver: str | Build, *, grid: str = "logsnr", **options: Any) -
     build = _prepared(solver, grid, options)
     # The grid is moved so that the measured step, wherever the plan has it, starts at the place.
     trial = _build(build, 1.0, "logsnr")
-    start = round(trial.rows[_steady(trial)[-1].first].node.lam)
+    start = round(trial.rows[steady_steps(trial)[-1].first].node.lam)
     sizes: list[float] = []
     plans: list[list[Plan]] = []
     for h in STEP_SIZES:
         shift = _offsets(grid, h)[start]
         plans.append([_build(build, h, grid, place - shift) for place in PLACES])
-        rows, step = plans[-1][0].rows, _steady(plans[-1][0])[-1]
+        rows, step = plans[-1][0].rows, steady_steps(plans[-1][0])[-1]
         sizes.append(rows[step.last].node.lam - rows[step.first].node.lam)
     curves = {}
     for problem, flow in exact_flows():
         errors = []
         for at_places in plans:
-            steps = [(plan, _steady(plan)[-1]) for plan in at_places]
-            squares = [_error(plan, s.first, s.last, problem, flow) for plan, s in steps]
+            steps = [(plan, steady_steps(plan)[-1]) for plan in at_places]
+            squares = [mean_square_error(plan, s.first, s.last, problem, flow) for plan, s in steps]
             errors.append(math.sqrt(sum(squares) / len(squares)))
         curves[problem.name] = Curve(tuple(sizes), tuple(errors))
     return curves
@@ -366,12 +288,12 @@ def global_errors(
         rule = {"spacing": "karras", "rho": 1.0}
     whole = Grid(SCHEDULE, start, end, **rule)
     plans = [_checked(build(whole, count)) for count in step_counts]
-    steady = [_steady(plan) for plan in plans]
+    steady = [steady_steps(plan) for plan in plans]
     sizes = tuple((LAM_RANGE[1] - LAM_RANGE[0]) / len(steps) for steps in steady)
     curves = {}
     for problem, flow in exact_flows():
         squares = [
-            _error(plan, steps[0].first, steps[-1].last, problem, flow)
+            mean_square_error(plan, steps[0].first, steps[-1].last, problem, flow)
             for plan, steps in zip(plans, steady, strict=True)
         ]
         curves[problem.name] = Curve(sizes, tuple(map(math.sqrt, squares)))
