@@ -112,7 +112,9 @@ class Product:
 def made_once(plan: Plan, key: object, make: Callable[[], Made]) -> Made:
     """What ``make`` makes of the plan; kept with it, and gone with it."""
     if key not in plan.compiled:
-        plan.compiled[key] = make()
+        # What is kept may be used where gradients are recorded, wherever it is made.
+        with torch.inference_mode(False):
+            plan.compiled[key] = make()
     return plan.compiled[key]
 
 

@@ -115,7 +115,7 @@ def test_denoiser_is_the_data_prediction_for_scalar_and_batched_times(name, kind
     x = alphas * X0 + sigmas * EPS
     nodes = [Node(*entry) for entry in zip(times, alphas.flatten(), sigmas.flatten(), strict=True)]
     rows = [
-        prediction_of(kind, Node(*map(float, node)), x0, eps)
+        prediction_of(kind, Node(*map(float, node[:3])), x0, eps)
         for node, x0, eps in zip(nodes, X0, EPS, strict=True)
     ]
     seen = []
@@ -181,3 +181,12 @@ def test_threshold_acts_on_the_data_prediction():
     expected = X0.clamp(-1, 1)
     torch.testing.assert_close(denoise(x, 0.5), expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(denoise.evaluate(x, 0.5), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
+def test_a_map_is_applied_in_the_finer_precision(dtypes):
+    output, x = (normal(3, 4, seed=i).to(dtype) for i, dtype in enumerate(dtypes))
+    found = to_data("v_prediction", Node(0.5, 0.8, 0.6))(output, x)
+    assert found.dtype == torch.float32
+    expected = to_data("v_prediction", Node(0.5, 0.8, 0.6))(output.double(), x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)

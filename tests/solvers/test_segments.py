@@ -221,6 +221,21 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.parametrize("name", ["unipc", "dpm-solver-v3"])
+def test_a_run_in_inference_mode_spoils_no_later_one(name):
+    options = {"ems": statistics(SCHEDULE), "fallback": False} if name.endswith("v3") else {}
+    plans = [make_plan(name, SCHEDULE, nfe=6, t_start=1.0, t_end=1e-3, **options) for _ in range(2)]
+    x = normal(2, 2, 8, 8)
+    with torch.inference_mode():
+        sample(lambda x, t: torch.tanh(x), x.clone(), plans[0])
+    gradients = []
+    for plan in plans:
+        start = x.clone().requires_grad_()
+        result = sample(lambda x, t: torch.tanh(x), start, plan)
+        gradients.append(torch.autograd.grad(result.square().sum(), start)[0])
+    assert torch.equal(*gradients)
+
+
 def test_plans_with_tensors_leave_nothing_behind():
     ems, x = statistics(SCHEDULE), normal(2, 2, 8, 8)
     gone: list[weakref.ref] = []
