@@ -2,6 +2,8 @@
 
 from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .bibliography import cite
+from .brownian import BrownianPath
+from .counter_noise import CounterNoise
 from .custom import CustomSchedule
 from .denoiser import Denoiser
 from .grids import Grid
@@ -39,7 +41,9 @@ __all__ = [
     "SOLVERS",
     "SPACINGS",
     "AdaptiveStats",
+    "BrownianPath",
     "ClassifierFree",
+    "CounterNoise",
     "CustomSchedule",
     "Denoiser",
     "DiscreteVP",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, check_start
 from .executor import Executor
-from .noise import NoiseSource, check_noise, noise_source
+from .noise import NoiseSource, along, check_noise, noise_source
 from .plan import Node, Plan
 from .prediction import check_prediction, check_signals, to_data
 from .products import Products
@@ -74,6 +74,7 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
     A generator cannot be copied, but an executor can: this goes on from a copy.
     """
     rows, dtype = executor.plan.rows, handed.dtype
+    draw = along(executor.plan, draw)
     precise = executor.waiting
     as_given = precise.dtype == dtype
     for k, row in enumerate(rows[begin:], begin):
@@ -152,7 +153,7 @@ def sample(
     if not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
     source = noise_source(noise)
-    check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
+    check_noise(noise, plan, x_T)
     wanted = x_T.requires_grad or plan.requires_grad
     differentiable = differentiable or (wanted and torch.is_grad_enabled())
     process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)

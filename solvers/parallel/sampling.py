@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_start
-from ..noise import check_noise, noise_source
+from ..noise import along, check_noise, noise_source
 from ..plan import Plan
 from ..prediction import check_signals
 from ..progress import progress_bar
@@ -88,7 +88,7 @@ def sample_parallel(
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
     system_of(plan, prediction)  # raises where the prediction gives no target
     check_signals(plan, prediction, x_T.dtype)
-    check_noise(noise, sum(len(row.noise) for row in plan.rows), x_T)
+    check_noise(noise, plan, x_T)
     if len(x_T) == 0:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}: need at least one sample")
     for name, function in (("init", init), ("evaluate", evaluate), ("callback", callback)):
@@ -111,7 +111,7 @@ def sample_parallel(
         plan,
         x_T,
         prediction,
-        draw=noise_source(noise),
+        draw=along(plan, noise_source(noise)),
         window=window,
         tolerance=tolerance,
         update=update,
