@@ -37,6 +37,10 @@ class Classifier(nn.Module):
         """Features (B, num_features), before their activation, of images in [-1, 1]."""
 
     @abstractmethod
+    def class_scores(self, features: Tensor) -> Tensor:
+        """Logits (B, classes) of features (B, num_features), one class for all that is told."""
+
+    @abstractmethod
     def classify(self, images: Tensor) -> Tensor:
         """The likeliest labels (B,), as the diffusion model takes them."""
 
@@ -58,6 +62,11 @@ class FeatureNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> FeatureNetwork:
         return super().train(False)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Class scores (B, classes) of features, for the Inception score."""
+        dtype = next(self.classifier.parameters()).dtype
+        return self.classifier.class_scores(features.to(dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         shape = self.classifier.image_shape

@@ -40,5 +40,8 @@ class DigitClassifier(Classifier):
         """Logits (B, 10) of images (B, 1, 28, 28) in [-1, 1]."""
         return self.head(self.features(images))
 
+    def class_scores(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
     def classify(self, images: Tensor) -> Tensor:
         return self(images).argmax(dim=1)

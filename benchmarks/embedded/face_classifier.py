@@ -42,5 +42,14 @@ class FaceClassifier(Classifier):
         """Logits (B, number of values) for each attribute of images (B, 3, 16, 16) in [-1, 1]."""
         return list(self.head(self.features(images)).split(self.sizes, dim=1))
 
+    def class_scores(self, features: Tensor) -> Tensor:
+        """Log-probabilities of every combination of values, the attributes being independent."""
+        first, *rest = (
+            part.log_softmax(dim=1) for part in self.head(features).split(self.sizes, dim=1)
+        )
+        for part in rest:
+            first = (first[:, :, None] + part[:, None, :]).flatten(1)
+        return first
+
     def classify(self, images: Tensor) -> Tensor:
         return join_labels(1 + torch.stack([part.argmax(dim=1) for part in self(images)], dim=1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-REAL = "_real"
-"""A key with this ending holds what real data score against real data, as fid_real."""
+REAL = ("_real", "_scatter")
+"""Keys with these endings hold what as many real samples score, as fid_real and kl_scatter."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ KNOWN = {
         Quantity("mean_error", "error of the mean", -1, "Over the data's deviation.", log=True),
         Quantity("covariance_error", "error of the covariance", -1, "Frobenius, relative."),
         Quantity("kl", "KL", -1, "Relative entropy to the exact distribution.", "nats", True),
-        Quantity("shares_kl", "KL of shares", -1, "Of a mixture's components.", "nats", True),
+        Quantity("shares", "KL of shares", -1, "Of a mixture's components.", "nats", True),
         Quantity("seconds", "time", -1, "Seconds a sample, the network included.", "s", True),
         Quantity("nfe_counted", "NFE counted", 0, "Evaluations of the network, as counted there."),
     )

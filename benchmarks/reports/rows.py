@@ -123,7 +123,8 @@ class Table:
     def real(self, key: str) -> Spread | None:
         """What real data have against real data, where the records say so."""
         entries = [*self.setting.entries, *self.setting.references.values()]
-        return _spread(entry.record.get(key + REAL) for entry in entries)
+        names = [key + ending for ending in REAL]
+        return _spread(entry.record.get(name) for entry in entries for name in names)
 
 
 def tabulate(setting: Setting) -> Table:
