@@ -34,7 +34,10 @@ class Node(NamedTuple):
         """lambda = log(alpha / sigma); -inf at alpha = 0, +inf at sigma = 0."""
         if self.sigma == 0:
             return math.inf
-        return scalar.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
+        if not self.alpha > 0:
+            return -math.inf
+        ratio = self.alpha / self.sigma
+        return math.log(ratio) if type(ratio) is float else scalar.log(ratio)  # it is asked often
 
     @property
     def call(self) -> tuple[Number, ...]:

@@ -35,6 +35,9 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def _log_sigma(self, t: Tensor) -> Tensor: ...
 
+    def _lam(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t) - self._log_sigma(t)
+
     @abstractmethod
     def _time(self, lam: Tensor) -> Tensor: ...
 
@@ -61,7 +64,7 @@ class NoiseSchedule(ABC):
 
     def lam(self, t: Time) -> Time:
         """lambda_t = log(alpha_t / sigma_t); -inf where alpha = 0 and +inf where sigma = 0."""
-        return _apply(lambda u: self._log_alpha(u) - self._log_sigma(u), t, self._dlam)
+        return _apply(self._lam, t, self._dlam)
 
     def time(self, lam: Time) -> Time:
         """The inverse of ``lam``."""

@@ -46,7 +46,14 @@ class _VariancePreserving(NoiseSchedule):
     """alpha^2 + sigma^2 = 1; a family only states log(alpha), its derivative and its inverse."""
 
     def _log_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * torch.log(-torch.expm1(2 * self._log_alpha(t)))
+        return self._log_sigma_beside(self._log_alpha(t))
+
+    def _log_sigma_beside(self, log_alpha: Tensor) -> Tensor:
+        return 0.5 * torch.log(-torch.expm1(2 * log_alpha))
+
+    def _lam(self, t: Tensor) -> Tensor:
+        log_alpha = self._log_alpha(t)
+        return log_alpha - self._log_sigma_beside(log_alpha)
 
     @abstractmethod
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor: ...
@@ -155,6 +162,7 @@ class DiscreteVP(_VariancePreserving):
     alphas_cumprod: Tensor = field(repr=False)
     log_alphas: Tensor = field(init=False, repr=False)
     _knots: Tensor = field(init=False, repr=False)  # log_alphas after a 0 for the data at t = 0
+    _count: int = field(init=False, repr=False)
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
@@ -183,6 +191,7 @@ class DiscreteVP(_VariancePreserving):
         object.__setattr__(self, "log_alphas", log_alphas)
         object.__setattr__(self, "_knots", torch.cat([torch.zeros(1).to(table), log_alphas]))
         object.__setattr__(self, "t_end", 1 / len(table))
+        object.__setattr__(self, "_count", len(table))
 
     def __repr__(self) -> str:
         table = self.alphas_cumprod
@@ -191,7 +200,7 @@ class DiscreteVP(_VariancePreserving):
     @property
     def steps(self) -> int:
         """N, the number of training steps."""
-        return len(self.log_alphas)
+        return self._count
 
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Left knot of the interval that holds t and the offset from it; knot k is at t = k / N."""
@@ -307,6 +316,8 @@ class FlowMatching(NoiseSchedule):
 
 def is_straight(schedule: NoiseSchedule) -> bool:
     """Whether the schedule is the straight path of flow matching, alpha + sigma = 1."""
+    if isinstance(schedule, FlowMatching | _VariancePreserving):
+        return isinstance(schedule, FlowMatching)
     middle = (schedule.t_start + schedule.t_end) / 2
     return abs(schedule.alpha(middle) + schedule.sigma(middle) - 1) < 1e-9
 

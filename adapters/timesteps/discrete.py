@@ -43,7 +43,7 @@ def step_layout(
     end = Node(0.0, 1.0, 0.0) if grid.to_zero else at_steps(schedule, [0.0])[0]
     if sigmas is not None:
         nodes = [at_ratio(schedule, float(ratio)) for ratio in sigmas]
-        return nodes, [nearest_step(schedule, node) for node in nodes[:-1]]
+        return nodes, nearest_steps(schedule, nodes[:-1])
     if timesteps is not None:
         indices = np.asarray(timesteps, dtype=np.float64)
         if not ((indices >= 0) & (indices <= steps - 1)).all():
@@ -66,7 +66,7 @@ def step_layout(
         nodes = [at_ratio(schedule, float(ratio)) for ratio in values]
         if not grid.to_zero and grid.sigma_min is None:
             nodes[-1] = end  # the same number, without its rounding
-        return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
+        return [*nodes, end], nearest_steps(schedule, nodes)
     start, last = _ends(grid, schedule)
     times = torch.from_numpy(
         evaluation_times(
@@ -83,7 +83,7 @@ def step_layout(
         below = end.t if n < steps else 0.0  # all of the steps: the last is the end too
         times = snapped(schedule, torch.cat([times, times.new_tensor([below])]))[:-1]
     nodes = _at_times(schedule, times)
-    return [*nodes, end], [nearest_step(schedule, node) for node in nodes]
+    return [*nodes, end], nearest_steps(schedule, nodes)
 
 
 def spaced_steps(grid: GridOptions, solver: str, schedule: DiscreteVP, n: int) -> np.ndarray:
@@ -134,4 +134,10 @@ def at_ratio(schedule: DiscreteVP, ratio: float) -> Node:
 
 def nearest_step(schedule: DiscreteVP, node: Node) -> float:
     """The training step nearest to ``node``."""
-    return float(min(max(round(schedule.network_time(node.t)), 0), schedule.steps - 1))
+    return nearest_steps(schedule, [node])[0]
+
+
+def nearest_steps(schedule: DiscreteVP, nodes: Sequence[Node]) -> list[float]:
+    """The training step nearest to each of ``nodes``."""
+    last = schedule.steps - 1
+    return [float(min(max(round(schedule.network_time(node.t)), 0), last)) for node in nodes]
