@@ -235,11 +235,13 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         run.generator, run.variance_noise = generator, variance_noise
         node = run.node
         previous = run.step(model_output, sample)
-        self._index = self._wanted = None
+        if self._index is not None or self._wanted is not None:
+            self._index = self._wanted = None
+        assert self._evaluations is not None
+        model = self._evaluations.description.model
         if return_dict:
-            predict = DataPrediction(self._description.model, node, model_output, sample)
-            return StepOutput(previous, predict)
-        return StateOnly((previous,)) if self._description.model.edm else (previous,)
+            return StepOutput(previous, DataPrediction(model, node, model_output, sample))
+        return StateOnly((previous,)) if model.edm else (previous,)
 
     @property
     def plan(self) -> Plan | None:
