@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from logsnr.benchmarks.cli.command_line import folder, numbers, options, progress, working, wrote
-from logsnr.benchmarks.harness.methods import METHODS, NFE, SAMPLES
+from logsnr.benchmarks.studies.demo_methods import METHODS, NFE, SAMPLES
 
 if TYPE_CHECKING:
-    from logsnr.benchmarks.harness.comparison import Settings
-    from logsnr.benchmarks.harness.old_records import Record
+    from logsnr.benchmarks.harness.protocol import Record
+    from logsnr.benchmarks.studies.demo import Settings
 
 
 def demo(
@@ -40,7 +40,7 @@ def demo(
 
     Example: logsnr demo --samples 100 --nfe 6,12 --solvers unipc-3,stock-unipc-2 --out results/a
     """
-    from logsnr.benchmarks.harness.comparison import RECORDS, Settings
+    from logsnr.benchmarks.harness.records import RECORDS
     from logsnr.benchmarks.reports.demo_page import (
         ERROR_PLOT,
         PICTURES,
@@ -48,6 +48,7 @@ def demo(
         verdict,
         write_report,
     )
+    from logsnr.benchmarks.studies.demo import Settings
     from logsnr.solvers.names import as_spelled
 
     asked = METHODS if solvers == "all" else map(str.strip, solvers.split(","))
@@ -74,25 +75,18 @@ def demo(
 
 def measure(settings: Settings, out: Path) -> list[Record]:
     """All records, the reference first, with the progress on standard error."""
-    from logsnr.benchmarks.harness.comparison import FINE, REFERENCE, compare
+    from logsnr.benchmarks.harness.files import locked
+    from logsnr.benchmarks.harness.runner import Runner, followed
+    from logsnr.benchmarks.harness.study import Job, jobs
+    from logsnr.benchmarks.studies.demo import comparison
 
-    batches = settings.batches
-    work = sum(FINE) + sum(nfe for _, nfe in settings.runs)
-    records: list[Record] = []
-    with progress(work, "evaluations") as update:
-        ended = inside = 0.0
+    def title(job: Job) -> str:
+        return "converged solution" if job.contender is None else job.contender.text
 
-        def watch(name: str) -> None:
-            nonlocal inside
-            inside += 1 / batches
-            update(ended + inside, "converged solution" if name == REFERENCE else name)
-
-        for record in compare(settings, out, watch):
-            records.append(record)
-            # A record that was there already, or a run that diverged, did not pass `watch`.
-            ended, inside = sum(FINE) + sum(r["nfe"] for r in records[1:]), 0.0
-            update(ended, record["solver"])
-    return records
+    study = settings.study
+    with locked(out), progress(study.evaluations, "evaluations") as update:
+        runner = Runner(comparison(settings, out), out)
+        return [record for _, record in followed(runner, jobs(study), update, title)]
 
 
 def print_summary(settings: Settings, records: list[Record]) -> None:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from logsnr.benchmarks.cli.command_line import folder, json_object, numbers, options, working, wrote
+from logsnr.benchmarks.cli.command_line import (
+    folder,
+    json_object,
+    numbers,
+    options,
+    progress,
+    working,
+    wrote,
+)
 from logsnr.benchmarks.cli.pipeline_options import CallArgs, Device, Dtype, Height, Width
 
 
@@ -67,22 +75,27 @@ def nfe(
 
     import torch
 
-    from logsnr.benchmarks.harness.contenders import default_contenders
-    from logsnr.benchmarks.harness.nfe import accuracy_of, contenders_of, measure, summary
-    from logsnr.benchmarks.harness.pipeline_fit import fit_study, with_pasted
-    from logsnr.benchmarks.harness.pipeline_runs import open_pipeline
-    from logsnr.benchmarks.harness.pipeline_study import RECORDS, Study, check_study
-    from logsnr.benchmarks.reports.pipeline_page import (
+    from logsnr.benchmarks.harness.comparison import check_study
+    from logsnr.benchmarks.harness.contenders import default_contenders, parse_contender
+    from logsnr.benchmarks.harness.files import locked
+    from logsnr.benchmarks.harness.records import RECORDS
+    from logsnr.benchmarks.harness.study import Study
+    from logsnr.benchmarks.harness.subjects.opening import open_pipeline
+    from logsnr.benchmarks.reports.nfe_page import (
         ERROR_PLOT,
         PICTURES,
         REPORT,
         notes,
+        summary,
         write_findings,
     )
+    from logsnr.benchmarks.studies.nfe import evaluations, measure
+    from logsnr.benchmarks.studies.nfe_fit import fit_study, with_pasted
 
     with options():
         # Everything that can be checked without the weights comes first.
-        chosen, accuracy = contenders_of(solvers), accuracy_of(reference_nfe)
+        chosen = None if solvers is None else tuple(map(parse_contender, solvers.split(",")))
+        accuracy = _accuracy(reference_nfe)
         subject = open_pipeline(
             pipeline,
             prompt=prompt,
@@ -99,7 +112,8 @@ def nfe(
         trial = fit_study(study, subject) if fit else None
         folder(out)
     with working(kept=out):
-        findings = measure(study, subject, out, trial)
+        with locked(out), progress(evaluations(study, trial), "evaluations") as update:
+            findings = measure(study, subject, out, update, trial)
         write_findings(findings, out)
     if json_:
         typer.echo(json.dumps(findings.as_json(), indent=2))
@@ -112,3 +126,10 @@ def nfe(
         wrote(out, (REPORT, ERROR_PLOT, PICTURES, RECORDS))
     if any(record["status"] == "failed" for _, record in findings.records):
         raise typer.Exit(1)
+
+
+def _accuracy(reference_nfe: str) -> tuple[int, int]:
+    given = numbers("reference_nfe", reference_nfe)
+    if len(given) != 2:
+        raise ValueError(f"reference_nfe={reference_nfe!r}: need two numbers, as in 200,150")
+    return given[0], given[1]

@@ -12,8 +12,8 @@ import typer
 from logsnr.benchmarks.cli.command_line import folder, options, progress, working, wrote
 
 if TYPE_CHECKING:
+    from logsnr.benchmarks.studies.parallel import Settings
     from logsnr.benchmarks.studies.parallel_findings import Findings
-    from logsnr.benchmarks.studies.parallel_runs import Settings
 
 Entry = TypeVar("Entry")
 
@@ -57,9 +57,10 @@ def parallel(
 
     Example: logsnr parallel --solvers ddim --steps 50,100 --windows 20,all --out results/ddim
     """
+    from logsnr.benchmarks.harness.records import RECORDS
     from logsnr.benchmarks.reports.parallel_page import PLOTS, REPORT, write_findings
+    from logsnr.benchmarks.studies.parallel import SEQUENTIAL, Settings
     from logsnr.benchmarks.studies.parallel_findings import verdict
-    from logsnr.benchmarks.studies.parallel_runs import RECORDS, SEQUENTIAL, Settings
 
     with options({"window": "windows", "tolerance": "tolerances"}):
         settings = Settings(
@@ -89,26 +90,20 @@ def parallel(
 
 
 def measure(settings: Settings, out: Path) -> Findings:
-    """`run_all` with progress on standard error."""
+    """The findings, with progress on standard error."""
+    from logsnr.benchmarks.harness.files import locked
+    from logsnr.benchmarks.harness.runner import Runner, followed
     from logsnr.benchmarks.studies.parallel_findings import Findings
-    from logsnr.benchmarks.studies.parallel_runs import Job, run_all
+    from logsnr.benchmarks.studies.parallel_runs import Asked, Parallel
 
-    found = []
-    with progress(sum(job.work for job in settings.jobs), "evaluations, about") as update:
-        ended = inside = 0
+    def title(job: Asked) -> str:
+        return "throughput" if job is None else f"{job.solver} {job.nfe}: {job.mode}"
 
-        def tick(job: Job, states: int) -> None:
-            nonlocal inside
-            inside = min(inside + states, job.work)
-            update(ended + inside, f"{job.solver} {job.nfe}: {job.mode}")
-
-        for job, record in run_all(settings, out, tick):
-            found.append((job, record))
-            if job is not None:
-                # Records that were there already did not tick, and the work was a guess.
-                ended, inside = ended + job.work, 0
-                update(ended, f"{job.solver} {job.nfe}: {job.mode}")
-    return Findings(settings, tuple(found))
+    jobs: list[Asked] = [None, *settings.jobs]
+    work = sum(job.work for job in settings.jobs)
+    with locked(out), progress(work, "evaluations, about") as update:
+        runner = Runner(Parallel(settings, out), out)
+        return Findings(settings, tuple(followed(runner, jobs, update, title)))
 
 
 def print_tables(findings: Findings) -> None:

@@ -32,7 +32,7 @@ from logsnr.benchmarks.embedded.digit_classifier import DigitClassifier
 from logsnr.benchmarks.embedded.face_classifier import FaceClassifier
 from logsnr.benchmarks.embedded.face_labels import NUM_LABELS, face_turns
 from logsnr.benchmarks.metrics.statistics import FeatureStatistics
-from logsnr.solvers import EMS, ClassifierFree, Denoiser, NoiseSchedule
+from logsnr.solvers import EMS, ClassifierFree, Denoiser, DiscreteVP, NoiseSchedule
 from logsnr.solvers.names import nearest
 
 STATISTICS_FILE = "reference_statistics.safetensors"
@@ -122,7 +122,10 @@ class EmbeddedModel:
     @property
     def schedule(self) -> NoiseSchedule:
         """That noise schedule, from the same table that diffusers uses."""
-        return noise_schedule(self.load_scheduler_config())
+        scheduler = self.load_scheduler()
+        if hasattr(scheduler, "alphas_cumprod"):  # in float32, as pipelines have it
+            return DiscreteVP(scheduler.alphas_cumprod)
+        return noise_schedule(scheduler.config)
 
     def denoiser(
         self,

@@ -1,340 +1,241 @@
-r"""Solvers side by side on the embedded model: same network, same starts, same end, counted NFE.
+r"""Contenders against the converged solution of the same starts: what the jobs of a `Study` do.
 
-Every method starts from x_T ~ N(0, 1) at the last training step and ends at the first one
-(`stock` says why), where the converged solution of the probability-flow ODE from the same x_T is
-the truth. A record holds the distance to it, the MNIST-feature FID, and what the run cost.
-
-The network embeds the time by sines of period 2 pi and more in training steps, so the ODE has a
-ripple that a solver has to resolve before it converges: every multistep method does from about 300
-evaluations on, while a general adaptive Runge-Kutta solver needs a thousand (`docs/demo.md`).
+The truth of a seed is a solution of the probability-flow ODE with many evaluations, kept shard by
+shard like all results; a coarser one is its error bar. A run is a record with the distances to it,
+what other measures say (`measures`), and what it cost. Its shards keep the sufficient statistics
+of every measure, and the states of the first samples.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from PIL import Image
 from torch import Tensor
 
-from logsnr.benchmarks.embedded import (
-    EMS_FILE,
-    MODEL_FOLDER,
-    NULL_LABEL,
-    load_ems,
-    load_feature_network,
-    load_reference_statistics,
-    load_scheduler,
-    load_scheduler_config,
-    load_unet,
-)
-from logsnr.benchmarks.harness import old_records as results
-from logsnr.benchmarks.harness.methods import GRID, METHODS, NFE, SAMPLES, V3
-from logsnr.benchmarks.harness.old_records import Record
-from logsnr.benchmarks.harness.parts import counted, forget, kept_part
-from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler
-from logsnr.benchmarks.metrics.distances import psnr, rmse
-from logsnr.benchmarks.metrics.frechet import fid
-from logsnr.solvers import (
-    ClassifierFree,
-    Denoiser,
-    DiscreteVP,
-    Plan,
-    make_plan,
-    sample,
-)
-from logsnr.solvers.names import nearest
+from logsnr.benchmarks.harness.files import load_tensor, load_tensors, write_whole
+from logsnr.benchmarks.harness.measures import Measure, distances, mean_squares, rmse_of
+from logsnr.benchmarks.harness.protocol import Record, key_of
+from logsnr.benchmarks.harness.records import STATUS
+from logsnr.benchmarks.harness.runner import DIVERGED, FAILED, OK, Shard, Watch
+from logsnr.benchmarks.harness.study import REFERENCE, Job, Study, work
+from logsnr.benchmarks.harness.subjects import Diverged, Outcome, Subject
 
-DIGITS = 10
-KEPT = 10  # pictures of each run that are kept: one of each digit
-BATCH = 100
-REFERENCE = "reference"
-FINE = (400, 300)
-"""Evaluations of the converged solution, and of the coarser one whose distance is its error bar."""
-RECORDS = "records.jsonl"
-WEIGHTS = MODEL_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
-
-Watch = Callable[[str], None]
-"""Called with the name of the running measurement after each call of the network."""
+FAILURES = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
+"""What a pipeline raises that cannot be run with a scheduler, or with these arguments."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is compared.
+class Comparison:
+    """The jobs of a study on a subject, kept in a folder.
 
-    Parameters
-    ----------
-    samples : number of starts, at least 2; the labels 0..9 take turns.
-    nfe : numbers of network evaluations.
-    solvers : keys of ``METHODS``.
-    seed : of the starts.
-    guidance : scale of classifier-free guidance; 1 is the plain conditional network. Otherwise an
-        evaluation is one network call on twice the batch.
-
-    Raises ValueError naming the argument that is out of range, for ``nfe`` also if a solver needs
-    more evaluations.
+    measures : beside the distances to the converged solution.
+    tolerant : a run that raises becomes a record with status "failed", and is tried again the next
+        time; otherwise it ends the command.
     """
 
-    samples: int = SAMPLES
-    nfe: tuple[int, ...] = NFE
-    solvers: tuple[str, ...] = tuple(METHODS)
-    seed: int = 0
-    guidance: float = 1.0
+    study: Study
+    subject: Subject
+    folder: Path
+    measures: tuple[Measure, ...] = ()
+    tolerant: bool = True
+    _truths: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"samples={self.samples}: need at least 2, or there is no FID")
-        if not self.nfe or min(self.nfe) < 1 or max(self.nfe) > 1000:
-            raise ValueError(f"nfe={list(self.nfe)}: need numbers in 1..1000")
-        unknown = [name for name in self.solvers if name not in METHODS]
-        if unknown or not self.solvers:
-            near = nearest(unknown[0], METHODS) if unknown else None
-            raise ValueError(
-                f"solvers={', '.join(unknown)!r}: choose some of {', '.join(METHODS)}"
-                + ("" if near is None else f"; did you mean {near!r}?")
-            )
-        for name in ("nfe", "solvers"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                raise ValueError(f"{name}={list(given)}: need each entry once")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed}: need a whole number in 0..2^63 - 1")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance={self.guidance}: need a finite number")
-        for name, nfe in self.runs:
-            if not METHODS[name].scheduler:
-                plan_of(name, nfe)
+    def request(self, job: Job) -> Record:
+        """The job's protocol.
 
-    @property
-    def batches(self) -> int:
-        """The number of portions in which the starts are run."""
-        return -(-self.samples // BATCH)
+        Where the states of all samples are kept, distances are computed from them and belong to
+        whatever reference is asked for; else the reference is part of the protocol.
+        """
+        study, subject = self.study, self.subject
+        problem: dict[str, Any] = dict(subject.about)
+        problem |= {"samples": study.samples, "shard": study.shard, "keep": study.keep}
+        for measure in self.measures:
+            problem |= dict(measure.about)
+        if not study.whole:
+            problem["reference"] = list(study.reference_nfe)
+        solver, options = REFERENCE, {"evaluations": list(study.reference_nfe)}
+        if job.contender is not None:
+            solver, options = job.contender.solver, subject.described(job.contender)
+        return {
+            "solver": solver,
+            "options": options,
+            "nfe": job.nfe,
+            "seed": job.seed,
+            "model": subject.name,
+            "problem": problem,
+        }
 
-    @property
-    def runs(self) -> list[tuple[str, int]]:
-        """(solver, NFE) of all measurements but the reference."""
-        return [(name, nfe) for name in self.solvers for nfe in self.nfe]
+    def stage(self, job: Job) -> int:
+        """The converged solutions come first."""
+        return 0 if job.contender is None else 1
 
+    def work(self, job: Job) -> float:
+        """Evaluations of each sample."""
+        return work(self.study, job)
 
-def schedule() -> DiscreteVP:
-    """The noise schedule of the embedded model, from the same table that diffusers uses."""
-    return DiscreteVP(load_scheduler().alphas_cumprod)
+    def shards(self, job: Job) -> int:
+        """Of a reference, each portion of the samples has two pieces: the fine and the coarse."""
+        return len(self.study.indices) * (2 if job.contender is None else 1)
 
+    def compute(self, job: Job, index: int, watch: Watch[Job]) -> Shard:
+        """One portion of the samples."""
+        study, portions = self.study, len(self.study.indices)
+        portion, coarse = divmod(index, 2) if job.contender is None else (index, 0)
+        indices = study.indices[portion]
+        outcome = self._outcome(job, coarse, indices, lambda: watch(job, 1 / portions))
+        if isinstance(outcome, Shard):
+            return outcome
+        kept: dict[str, Tensor] = {}
+        if not coarse:
+            exact = None
+            if job.contender is not None and not study.whole:
+                exact = self.exact(job.seed, portion)
+                kept["squares"] = mean_squares(outcome.x, exact)
+            for measure in self.measures:
+                kept |= measure.of(outcome.x, exact)
+        x = outcome.x if job.contender is None else outcome.x[: max(0, study.keep - indices[0])]
+        if len(x):
+            kept["x"] = x.clone()
+        pictures = [] if coarse else self._pictures(job, indices, outcome)
+        return Shard(kept, {STATUS: OK, "note": None, "pictures": pictures, **outcome.cost})
 
-def plan_of(name: str, nfe: int) -> Plan:
-    """The plan of one of our ``METHODS``. Raises ValueError if the solver needs more than ``nfe``.
+    def finish(self, job: Job, shards: Sequence[Shard]) -> Record:
+        """What the record says: status, distances, what the measures say, cost."""
+        last = shards[-1]
+        if last.status != OK:
+            return {STATUS: last.status, "note": last.about["note"], "pictures": []}
+        record: Record = {STATUS: OK, "note": None}
+        first = shards
+        if job.contender is None:
+            first, coarse = shards[0::2], shards[1::2]
+            pairs = zip(first, coarse, strict=True)
+            squares = [mean_squares(a.tensors["x"], b.tensors["x"]) for a, b in pairs]
+            record["error_bar"] = rmse_of(squares)
+        else:
+            record |= self._distances(job, shards)
+        for measure in self.measures:
+            record |= measure.metrics([shard.tensors for shard in first])
+        return record | self._cost(shards, first)
 
-    The grids are those of the module's text; they end at the schedule's t_end, training step 0.
-    """
-    method = METHODS[name]
-    options = dict(method.options)
-    if method.solver == V3:
-        options["ems"] = load_ems()
-    try:
-        return make_plan(method.solver, schedule(), nfe=nfe, **options)
-    except ValueError as error:
-        raise ValueError(f"nfe={nfe}: not possible for {name} ({error})") from error
+    def stands(self, job: Job, record: Record) -> bool:
+        """Whether its distances are to the reference that is asked for."""
+        if job.contender is None or record[STATUS] != OK:
+            return True
+        return bool(record.get("against") == self._against(job))
 
+    def exact(self, seed: int, portion: int) -> Tensor:
+        """The converged solution of one portion of the samples, once it is there."""
+        name = self._exact_file(seed, portion)
+        if name not in self._truths:
+            self._truths.clear()  # one at a time: a shard can be large
+            self._truths[name] = load_tensor(self.folder / name)
+        return self._truths[name]
 
-def solution(denoise: Denoiser, x_T: Tensor, nfe: int) -> Tensor:
-    """The solution of the probability-flow ODE from x_T (B, *event) with ``nfe`` evaluations."""
-    plan = make_plan("unipc", denoise.schedule, nfe=nfe, order=3, spacing=GRID)
-    return sample(denoise, x_T, plan)
+    def _exact_file(self, seed: int, portion: int) -> str:
+        key = key_of(self.request(Job(None, None, seed)))
+        return f"shards/{key}/{2 * portion}.safetensors"
 
+    def _against(self, job: Job) -> str | None:
+        """What the distances are taken to, None while it is not there."""
+        portions = range(len(self.study.indices))
+        files = [self.folder / self._exact_file(job.seed, portion) for portion in portions]
+        if not all(file.exists() for file in files):
+            return None
+        return key_of(self.request(Job(None, None, job.seed)))
 
-def converged(denoise: Denoiser, x_T: Tensor) -> tuple[Tensor, float]:
-    """The solution of the probability-flow ODE from x_T (B, *event), and its error bar.
-
-    The bar is the root mean square distance to a coarser solution, of which it is the error.
-    """
-    fine, coarse = (solution(denoise, x_T, nfe) for nfe in FINE)
-    return fine, rmse(fine, coarse)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The network, its noise schedule, and the starts with their labels."""
-
-    network: torch.nn.Module
-    schedule: DiscreteVP
-    x_T: Tensor
-    labels: Tensor
-    guidance: float
-
-    @property
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """(starts, labels) in portions that keep the network's memory small."""
-        return list(zip(self.x_T.split(BATCH), self.labels.split(BATCH), strict=True))
-
-    def denoiser(self, labels: Tensor, **options: Any) -> Denoiser:
-        """The (guided) network for samples of these labels."""
-        condition = {"class_labels": labels}
-        null = {"class_labels": torch.full_like(labels, NULL_LABEL)}
-        guidance = ClassifierFree(self.guidance, condition, null)
-        return Denoiser(self.network, self.schedule, "epsilon", guidance=guidance, **options)
-
-
-def load_problem(settings: Settings) -> Problem:
-    """The embedded model, ready to be solved from the starts of ``settings``."""
-    rng = torch.Generator().manual_seed(settings.seed)
-    return Problem(
-        network=load_unet(),
-        schedule=schedule(),
-        x_T=torch.randn(settings.samples, 1, 28, 28, generator=rng),
-        labels=torch.arange(settings.samples) % DIGITS,
-        guidance=settings.guidance,
-    )
-
-
-def compare(settings: Settings, folder: Path, watch: Watch = lambda name: None) -> Iterator[Record]:
-    """Measure everything that ``settings`` asks for and ``folder`` does not hold yet.
-
-    Writes a line into ``folder/records.jsonl`` and the first samples into ``folder/samples`` as
-    soon as a run ends. Yields the records: the reference first, then those of ``settings.runs``.
-    A run that diverges is a record with status "diverged" and no distances.
-    """
-    done = results.load(folder / RECORDS, ("status", "file"))
-    model = _digest(WEIGHTS)
-    problem = load_problem(settings)
-    jobs: list[tuple[str, int | None]] = [(REFERENCE, None), *settings.runs]
-    reference = torch.empty(0)
-    for name, nfe in jobs:
-        wanted = _request(name, nfe, settings, model)
-        record = done.get(results.identity(wanted))
-        if record is None or not (record["file"] is None or (folder / record["file"]).exists()):
-            parts = folder / "reference" / _short(wanted)
-            record, x = (
-                measure_reference(problem, parts, watch)
-                if nfe is None
-                else measure(name, nfe, problem, reference, watch)
-            )
-            record = wanted | record | {"file": None}
-            if x is not None:
-                record["file"] = _keep(folder, record, x if name == REFERENCE else x[:KEPT])
-            results.append(folder / RECORDS, record)
-            forget(parts)
-        if name == REFERENCE:
-            reference = kept_samples(folder, record)
-        yield record
-
-
-def kept_samples(folder: Path, record: Record) -> Tensor:
-    """The samples (B, 1, 28, 28) that were kept of a run: all of the reference, else the first."""
-    return results.load_tensor(folder / record["file"], "samples")
-
-
-def measure_reference(problem: Problem, parts: Path, watch: Watch) -> tuple[Record, Tensor]:
-    """The converged solution of all starts, with its error bar and what it cost.
-
-    Each portion of the starts is solved with both numbers of `FINE`; a solution is kept in the
-    folder ``parts`` as soon as it is there, so that a killed run goes on with the next one.
-    """
-    solved = {
-        nfe: [
-            kept_part(
-                parts / f"{nfe}-{i}.safetensors",
-                lambda: solution(problem.denoiser(labels), x_T, nfe),  # noqa: B023  (called here)
-                problem.network,
-                lambda: watch(REFERENCE),
-            )
-            for i, (x_T, labels) in enumerate(problem.batches)
-        ]
-        for nfe in FINE
-    }
-    fine, coarse = (solved[nfe] for nfe in FINE)
-    x = torch.cat([part.x for part in fine])
-    both = [*fine, *coarse]
-    return {
-        "status": "ok",
-        "fid": fid(x, load_feature_network(), load_reference_statistics()).value,
-        "error_bar": max(rmse(a.x, b.x) for a, b in zip(fine, coarse, strict=True)),
-        "nfe_counted": sum(part.calls for part in both) / len(fine),
-        "seconds": sum(part.seconds for part in both),
-    }, x
-
-
-def measure(
-    name: str, nfe: int, problem: Problem, reference: Tensor, watch: Watch
-) -> tuple[Record, Tensor | None]:
-    """Run one method over all starts: what it cost, how far it is from ``reference``.
-
-    Returns (measurements, samples); samples is None if the run diverged.
-    """
-    run = _runner(name, nfe, problem)
-    x: Tensor | None = None
-    note = None
-    began = time.perf_counter()
-    with counted(problem.network, lambda: watch(name)) as calls:
+    def _outcome(self, job: Job, coarse: int, indices: Sequence[int], tick: Any) -> Outcome | Shard:
         try:
-            x = torch.cat([run(*batch) for batch in problem.batches])
-        except ValueError as error:
-            if "not finite" not in str(error):
+            if job.contender is None or job.nfe is None:
+                nfe = self.study.reference_nfe[coarse]
+                return self.subject.converged(nfe, job.seed, indices, tick)
+            return self.subject.run(job.contender, job.nfe, job.seed, indices, tick)
+        except Diverged as error:
+            return Shard({}, {STATUS: DIVERGED, "note": str(error)})
+        except FAILURES as error:
+            if not self.tolerant:
                 raise
-            note = str(error)
-    seconds = time.perf_counter() - began
-    cost = {"nfe_counted": calls[0] / len(problem.batches), "seconds": seconds}
-    if x is not None and not x.isfinite().all():
-        x, note = None, "the samples have values that are not finite"
-    if x is None:
-        return {"status": "diverged", "note": note, **cost}, None
-    return {
-        "status": "ok",
-        "fid": fid(x, load_feature_network(), load_reference_statistics()).value,
-        "rmse": rmse(x, reference),
-        "psnr": psnr(x, reference),
-        **cost,
-    }, x
+            note = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            return Shard({}, {STATUS: FAILED, "note": note[:300]})
+
+    def _distances(self, job: Job, shards: Sequence[Shard]) -> Record:
+        """To the converged solution; None of a stochastic run, which does not solve the ODE."""
+        against = self._against(job)
+        if against is None or any(shard.about["stochastic"] for shard in shards):
+            return {"against": against}
+        squares, low, high = [], [], []
+        for portion, shard in enumerate(shards):
+            exact = self.exact(job.seed, portion)
+            kept = shard.tensors.get("squares")
+            squares.append(mean_squares(shard.tensors["x"], exact) if kept is None else kept)
+            low.append(float(exact.min()))
+            high.append(float(exact.max()))
+        span = self.subject.data_range or max(high) - min(low)
+        return {"against": against, **distances(squares, span)}
+
+    def _cost(self, shards: Sequence[Shard], first: Sequence[Shard]) -> Record:
+        """Evaluations of each sample; calls and seconds of all together."""
+        portions = len(first)
+        about = [shard.about for shard in shards]
+        rounding = [entry["rounding"] for entry in about if entry["rounding"] is not None]
+        return {
+            "nfe_counted": _plain(sum(entry["nfe_counted"] for entry in about) / portions),
+            "network_rows": _plain(sum(entry["network_rows"] for entry in about) / portions),
+            "network_calls": sum(entry["network_calls"] for entry in about),
+            "seconds": sum(entry["seconds"] for entry in about),
+            "stochastic": any(entry["stochastic"] for entry in about),
+            "grid": about[0]["grid"],
+            "steps": about[0]["steps"],
+            "rounding": max(rounding, default=None),
+            "pictures": [name for shard in first for name in shard.about["pictures"]],
+        }
+
+    def _pictures(self, job: Job, indices: Sequence[int], outcome: Outcome) -> list[str]:
+        """Files of the pictures that the subject made of the first samples."""
+        key = key_of(self.request(job))
+        names = []
+        for index, picture in zip(indices, outcome.pictures, strict=False):
+            if index < self.study.keep:
+                name = f"pictures/{key}.png" if index == 0 else f"pictures/{key}-{index}.png"
+                write_whole(self.folder / name, lambda part: picture.save(part))  # noqa: B023
+                names.append(name)
+        return names
 
 
-def _runner(name: str, nfe: int, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
-    """(x_T, labels) -> samples."""
-    method = METHODS[name]
-    if not method.scheduler:
-        plan = plan_of(name, nfe)
-        return lambda x_T, labels: sample(problem.denoiser(labels), x_T, plan)
-    scheduler = stock_scheduler(method.solver, load_scheduler_config(), **method.options)
-
-    def drive(x_T: Tensor, labels: Tensor) -> Tensor:
-        # These schedulers count training steps themselves, so the network's time is taken as is.
-        network = problem.denoiser(labels, network_time=lambda index: index).evaluate
-        return sample_stock(network, x_T, scheduler, nfe)
-
-    return drive
+def _plain(number: float) -> float:
+    """A whole number as such."""
+    return int(number) if number == int(number) else number
 
 
-def _request(name: str, nfe: int | None, settings: Settings, model: str) -> Record:
-    """The part of a record that says what is measured."""
-    options: dict[str, Any] = {"evaluations": list(FINE)}
-    if nfe is not None:
-        options = dict(METHODS[name].options)
-        if METHODS[name].solver == V3:
-            options["ems"] = _digest(EMS_FILE)
-    problem = {"model": model, "samples": settings.samples, "guidance": settings.guidance}
-    return {
-        "solver": name,
-        "options": options,
-        "nfe": nfe,
-        "seed": settings.seed,
-        "problem": problem,
-    }
+def check_study(study: Study, subject: Subject) -> None:
+    """Raise ValueError, without a network evaluation, for what the subject cannot run.
+
+    Nor is a reference of use that has no more evaluations than what it is to judge.
+    """
+    fine, coarse = study.reference_nfe
+    if coarse <= max(study.nfe):
+        raise ValueError(
+            f"reference_nfe={fine},{coarse}: need a fine and a coarser number, both above the "
+            f"largest of nfe, {max(study.nfe)}"
+        )
+    for nfe in study.reference_nfe:
+        subject.check_converged(nfe)
+    for contender in study.contenders:
+        for nfe in study.nfe:
+            subject.check(contender, nfe)
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+def load_picture(folder: Path, name: str) -> Image.Image:
+    """A picture of a record."""
+    return Image.open(folder / name).convert("RGB")
 
 
-def _short(record: Record) -> str:
-    return hashlib.sha256(results.identity(record).encode()).hexdigest()[:8]
-
-
-def _keep(folder: Path, record: Record, x: Tensor) -> str:
-    file = f"samples/{record['solver']}-{record['nfe'] or 'ode'}-{_short(record)}.safetensors"
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    save_file({"samples": x.contiguous()}, folder / file)
-    return file
+def kept_states(folder: Path, record: Record) -> Tensor:
+    """The states (B, *event) that were kept of a run; all samples' of a converged solution."""
+    names = record["files"][0::2] if record["solver"] == REFERENCE else record["files"]
+    kept = (load_tensors(folder / name)[0].get("x") for name in names)
+    return torch.cat([x for x in kept if x is not None])

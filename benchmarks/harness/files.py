@@ -22,6 +22,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".logsnr.lock"
+PART = ".part-"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,7 +31,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     So ``path`` holds all of the new content or all of the old. Raises what ``write`` raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -82,7 +83,7 @@ def load_tensor(path: Path, name: str = "x") -> Tensor:
 def locked(folder: Path) -> Iterator[None]:
     """The folder belongs to this run while inside; a kill gives it back.
 
-    Raises ValueError if another run has it.
+    What a killed run left half written is removed. Raises ValueError if another run has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
@@ -94,6 +95,10 @@ def locked(folder: Path) -> Iterator[None]:
                     f"out={str(folder)!r}: another run is writing there; wait for it, or take "
                     "another folder"
                 ) from error
+        for part in (*folder.glob(f"{PART}*"), *folder.glob(f"*/{PART}*")):
+            part.unlink()
+        for part in folder.glob(f"shards/*/{PART}*"):
+            part.unlink()
         yield
 
 

@@ -5,9 +5,10 @@ a ``note``), metrics by their names (``rmse``, ``psnr``, ``fid``, ..), what it c
 at the network, ``seconds``), ``files`` with the tensors kept beside it, ``versions``.
 
 Every writer of a folder has a file of its own, ``records.jsonl`` or ``records.RANK.jsonl``; they
-are merged when they are loaded, and the last line of one measurement wins. A line is appended by
-a single write under a lock of the file, so that two processes that share one lose nothing
-either. A line that a killed process left unfinished is no record, and is cut off by the next.
+are merged when they are loaded, and of one measurement the record that was ``written`` last wins. A
+line is appended by a single write under a lock of the file, so that two processes that share one
+lose nothing either. A line that a killed process left unfinished is no record, and is cut off by
+the next.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ except ImportError:  # a system without file locks: one process a file is still 
 
 RECORDS = "records.jsonl"
 STATUS = "status"
+WRITTEN = "written"
+"""When, in seconds since 1970: which of several writers' records of one measurement is the last."""
 Damage = Callable[[str], None]
 """Told of each line that is no record: which it is, and why."""
 
@@ -67,8 +70,9 @@ def load(path: Path, keys: Sequence[str] = (), damage: Damage | None = None) -> 
     """
     found: dict[str, Record] = {}
     for file in record_files(path) if path.is_dir() else [path]:
-        if file.exists():
-            found |= dict(_parsed(file, keys, damage))
+        for name, record in _parsed(file, keys, damage) if file.exists() else ():
+            if name not in found or record.get(WRITTEN, 0) >= found[name].get(WRITTEN, 0):
+                found[name] = record
     return found
 
 

@@ -13,6 +13,7 @@ writes the records of its share of the jobs into a file of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from logsnr.benchmarks.harness.files import load_tensors, save_tensors
 from logsnr.benchmarks.harness.protocol import Record, identity, key_of, versions
-from logsnr.benchmarks.harness.records import STATUS, Damage, append, load, record_file
+from logsnr.benchmarks.harness.records import STATUS, WRITTEN, Damage, append, load, record_file
+from logsnr.solvers.processes import Ranks
 
 J = TypeVar("J")
 Watch = Callable[[J, float], None]
@@ -81,28 +83,6 @@ class Measurement(Protocol[J]):
         ...
 
 
-class Ranks(Protocol):
-    """The processes of one run: this one is ``rank`` of 0 .. size - 1."""
-
-    rank: int
-    size: int
-
-    def barrier(self, when: str) -> None:
-        """Return when all have come here; ``when`` says where that is."""
-        ...
-
-
-@dataclass
-class Alone:
-    """One process without company."""
-
-    rank: int = 0
-    size: int = 1
-
-    def barrier(self, when: str) -> None:
-        """Nobody to wait for."""
-
-
 class Runner(Generic[J]):
     """Makes the records of a measurement in a folder, and finds those that are there.
 
@@ -121,7 +101,7 @@ class Runner(Generic[J]):
     ) -> None:
         self.measurement = measurement
         self.folder = folder
-        self.ranks = ranks or Alone()
+        self.ranks = ranks or Ranks()
         self.damage = damage
         self._load()
 
@@ -133,20 +113,25 @@ class Runner(Generic[J]):
         """Each job with its record, in their order, made where the folder lacks it."""
         asked = list(jobs)
         told: Watch[J] = watch or (lambda job, amount: None)
-        if self.ranks.size > 1:
+        shared = self.ranks.size > 1
+        if shared:
             self._share(asked, told)
         for job in asked:
-            record = self.kept(job)
+            # What failed on the rank that had it is not tried again by all the others.
+            record = self._found(job) if shared else self.kept(job)
             yield job, self._make(job, told) if record is None else record
 
     def kept(self, job: J) -> Record | None:
         """The job's record, if the folder has it and its files."""
-        record = self.done.get(identity(self.measurement.request(job)))
+        record = self._found(job)
         if record is None or record[STATUS] == FAILED:
             return None
         if not all((self.folder / name).exists() for name in record[FILES]):
             return None
         return record if self.measurement.stands(job, record) else None
+
+    def _found(self, job: J) -> Record | None:
+        return self.done.get(identity(self.measurement.request(job)))
 
     def file(self, job: J, index: int) -> str:
         """Where a piece of the job is kept, below the folder."""
@@ -172,6 +157,7 @@ class Runner(Generic[J]):
             # Nobody writes before all have seen what is missing.
             self.ranks.barrier(f"pieces of stage {stage}")
             for job, index in pieces[rank::size]:
+                self.ranks.heed(f"pieces of stage {stage}")
                 self._piece(job, index, watch)
             self.ranks.barrier(f"records of stage {stage}")
             for job in missing[rank::size]:
@@ -187,7 +173,7 @@ class Runner(Generic[J]):
             if shards[-1].status != OK:
                 break
         files = [self.file(job, i) for i, shard in enumerate(shards) if shard.tensors]
-        about = {FILES: files, "versions": dict(versions())}
+        about = {FILES: files, "versions": dict(versions()), WRITTEN: time.time()}
         record = request | about | self.measurement.finish(job, shards)
         append(record_file(self.folder, self.ranks.rank), record)
         self.done[identity(record)] = record
@@ -220,12 +206,13 @@ class Follow(Generic[J]):
         self.ended: set[str] = set()
         self.inside = 0.0
         self.past = 0.0
+        self.told: float | None = None
 
     def watch(self, job: J, amount: float) -> None:
         """So much more was done; a guess of a job's work is not exceeded before it ends."""
         self.inside += amount
         inside = min(self.inside, self.measurement.work(job))
-        self.update(self.past + inside, self.name(job))
+        self._tell(self.past + inside, job)
 
     def end(self, job: J) -> None:
         """The job's record is there. Kept ones did not pass ``watch``."""
@@ -234,4 +221,22 @@ class Follow(Generic[J]):
             self.ended.add(name)
             self.past += self.measurement.work(job)
         self.inside = 0.0
-        self.update(self.past, self.name(job))
+        self._tell(self.past, job)
+
+    def _tell(self, done: float, job: J) -> None:
+        if done != self.told:
+            self.told = done
+            self.update(done, self.name(job))
+
+
+def followed(
+    runner: Runner[J],
+    jobs: Iterable[J],
+    update: Callable[[float, str], None],
+    name: Callable[[J], str],
+) -> Iterator[tuple[J, Record]]:
+    """`Runner.run` with its progress told to ``update``."""
+    follow = Follow(runner.measurement, update, name)
+    for job, record in runner.run(jobs, follow.watch):
+        follow.end(job)
+        yield job, record

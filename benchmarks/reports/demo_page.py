@@ -6,15 +6,17 @@ Everything is made from the records and the samples that lie in the comparison's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from logsnr.benchmarks.harness.comparison import FINE, RECORDS, Settings
-from logsnr.benchmarks.harness.methods import GRID, METHODS
-from logsnr.benchmarks.harness.old_records import Record
-from logsnr.benchmarks.reports.demo_pictures import error_plot, is_ok, picture_grid, write_png
+from logsnr.benchmarks.harness.protocol import Record
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.reports.demo_pictures import error_plot, is_ok, picture_grid
+from logsnr.benchmarks.reports.markdown import release, table
+from logsnr.benchmarks.reports.pictures import write_png
+from logsnr.benchmarks.studies.demo import FINE, Settings
+from logsnr.benchmarks.studies.demo_methods import GRID, METHODS
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"
 
@@ -99,7 +101,7 @@ def markdown(settings: Settings, records: Sequence[Record]) -> str:
     for title, cell in tables:
         page.append(f"## {title}")
         page.append(
-            _table(["solver", *(f"{n} NFE" for n in settings.nfe)], rows(settings, records, cell))
+            table(["solver", *(f"{n} NFE" for n in settings.nfe)], rows(settings, records, cell))
         )
     page.append("## How it was measured")
     page.append("\n".join(f"* {line}" for line in _method(settings, reference)))
@@ -126,15 +128,6 @@ def _method(settings: Settings, reference: Record) -> list[str]:
         f"The FID of {settings.samples} samples is biased upwards: compare it within this page "
         "only. It measures the network's errors with the solver's, so the converged solution's is "
         "the one to reach.",
-        f"{torch.get_num_threads()} threads, torch {_release('torch')}, diffusers "
-        f"{_release('diffusers')}, logsnr {_release('logsnr')}. Records: `{RECORDS}`.",
+        f"{torch.get_num_threads()} threads, torch {release('torch')}, diffusers "
+        f"{release('diffusers')}, logsnr {release('logsnr')}. Records: `{RECORDS}`.",
     ]
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _release(package: str) -> str:
-    return version(package).split("+")[0]

@@ -7,7 +7,6 @@ highlights, which are ours beside the best of diffusers'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,18 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from PIL import Image
 from torch import Tensor
 
-from logsnr.benchmarks.harness.comparison import Settings, kept_samples
-from logsnr.benchmarks.harness.methods import HIGHLIGHTS, METHODS, PASTED, SHOWN
-from logsnr.benchmarks.harness.old_records import Record
+from logsnr.benchmarks.harness.comparison import kept_states
+from logsnr.benchmarks.harness.protocol import Record
+from logsnr.benchmarks.reports.pictures import DPI, INK, MUTED, tidy
+from logsnr.benchmarks.studies.demo import Settings
+from logsnr.benchmarks.studies.demo_methods import HIGHLIGHTS, METHODS, PASTED, SHOWN
 
 LINES, ROWS, COLUMNS = 6, 3, 2
 """Methods in the plot, methods and numbers of evaluations in the pictures, at most."""
 DIGITS = 5  # in a cell
-ZOOM, DPI = 3, 110
-INK, MUTED = "#1b1f24", "#6e7781"
+ZOOM = 3
 FAR = 1.0
 """Distance at which the maps of errors are darkest; the data lie in [-1, 1]."""
 
@@ -96,8 +95,7 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("network evaluations (NFE)")
     axes.set_ylabel("RMSE to the converged solution")
-    axes.grid(which="both", color="#d0d7de", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, "both")
     if lines:
         order = sorted(lines, key=lambda line: lines[line], reverse=True)
         figure.legend(handles=order, loc="outside right center", frameon=False, fontsize=9)
@@ -110,7 +108,7 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
     All cells have the same starts. The maps show |x - converged|, white for 0.
     """
     at = {(record["solver"], record["nfe"]): record for record in records}
-    truth = kept_samples(folder, records[0])[:DIGITS]
+    truth = kept_states(folder, records[0])[:DIGITS]
     names = few(settings.solvers, ROWS, SHOWN)
     columns = settings.nfe[:COLUMNS]
     # In pixels, so that a pixel of a sample is a square of ZOOM x ZOOM of the picture.
@@ -153,20 +151,13 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
             if not is_ok(record):
                 upper.text(0.5, 0.5, "diverged", ha="center", va="center", color=MUTED)
                 continue
-            samples = kept_samples(folder, record)[:DIGITS]
+            samples = kept_states(folder, record)[:DIGITS]
             upper.imshow(_strip(samples), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
             error = (samples - truth[: len(samples)]).abs()
             lower.imshow(_strip(error), cmap="Reds", vmin=0, vmax=FAR, interpolation="nearest")
             text = f"RMSE {record['rmse']:.3f}"
             lower.set_xlabel(text, fontsize=9, color=MUTED, labelpad=3)
     return figure
-
-
-def write_png(figure: Figure, path: Path, *, colours: int) -> None:
-    """Write a PNG of so few colours that it is several times smaller, and looks the same."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    Image.open(buffer).convert("RGB").quantize(colours).save(path, optimize=True)
 
 
 def is_ok(record: Record) -> bool:

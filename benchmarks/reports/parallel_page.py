@@ -12,6 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.reports.markdown import release, table
+from logsnr.benchmarks.reports.pictures import DPI, tidy
 from logsnr.benchmarks.studies.parallel_findings import (
     Findings,
     Needed,
@@ -20,7 +23,6 @@ from logsnr.benchmarks.studies.parallel_findings import (
     verdict,
     words,
 )
-from logsnr.benchmarks.studies.parallel_runs import RECORDS
 
 REPORT = "report.md"
 PLOTS = ("convergence.png", "cost.png", "time.png")
@@ -32,7 +34,6 @@ COLOURS = {
 }
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^v"
-DPI = 110
 _EQUAL = "Sweeps / evaluations, interpolated between the tolerances, and their ratios."
 
 
@@ -53,8 +54,8 @@ def markdown(findings: Findings) -> str:
         "\n".join(verdict(findings)),
         "## Beside the sequential run",
         "In brackets what was predicted.",
-        *(f"{title}\n\n{_markdown_table(rows)}" for title, rows in run_tables(findings)),
-        *(["## At equal final error", _EQUAL, _markdown_table(equal)] if equal else []),
+        *(f"{title}\n\n{table(rows[0], rows[1:])}" for title, rows in run_tables(findings)),
+        *(["## At equal final error", _EQUAL, table(equal[0], equal[1:])] if equal else []),
         "## Convergence",
         f"![Residual and error after each sweep]({PLOTS[0]})",
         "## Cost",
@@ -63,7 +64,7 @@ def markdown(findings: Findings) -> str:
         "## How it was measured",
         f"* Problem: {settings.problem}, {settings.batch} samples, seed {settings.seed}, "
         f"{settings.dtype} on {settings.device}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__.split('+')[0]}.\n"
+        f"{release('torch')}.\n"
         "* Error: relative difference to the sequential result of the same plan, the largest of "
         "the batch.\n"
         "* Seconds are those of a single run each. Predictions come from the cost model with the "
@@ -76,12 +77,6 @@ def markdown(findings: Findings) -> str:
 def _throughput(findings: Findings) -> str:
     measured = findings.throughput.items()
     return ", ".join(f"{size}: {1000 * seconds:.3g} ms" for size, seconds in measured)
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def convergence_plot(findings: Findings) -> Figure:
@@ -133,7 +128,7 @@ def cost_plot(findings: Findings) -> Figure:
     for name, axes in zip(Needed._fields, grid[:, 0], strict=True):
         axes.set_ylabel(name)
     for axes in grid.flat:
-        _tidy(axes)
+        tidy(axes)
     _legend(figure, grid.flat)
     return figure
 
@@ -192,13 +187,8 @@ def _panels(findings: Findings, *, height: float, share: bool = False) -> tuple[
         figure.subplots(rows, columns, squeeze=False, sharey="row" if share else False).flat
     )
     for axes in grid:
-        _tidy(axes)
+        tidy(axes)
     return figure, grid
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(which="major", color="#d0d7de", lw=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _label_left(grid: Sequence[Axes], findings: Findings, text: str) -> None:

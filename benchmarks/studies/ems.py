@@ -11,16 +11,12 @@ from typing import Any
 import torch
 
 from logsnr.adapters import run_pipeline, statistics
-from logsnr.benchmarks.cli.ems import ems as ems
-from logsnr.benchmarks.embedded import load_unet
-from logsnr.benchmarks.harness.comparison import DIGITS, Problem, schedule
-from logsnr.benchmarks.harness.pipeline_runs import DTYPES, EMBEDDED, open_pipeline
+from logsnr.benchmarks.embedded import DIGITS
+from logsnr.benchmarks.harness.subjects.opening import DTYPES, EMBEDDED, open_pipeline
 from logsnr.solvers import EMS, estimate_ems
 from logsnr.solvers.model_statistics.ems import DEGENERATE
 from logsnr.solvers.progress import Show
 
-EVENT = (1, 28, 28)
-"""Of the embedded model."""
 FILE, CHECKPOINT = "ems.safetensors", "checkpoint"
 GROUPS = 16
 """Evaluations in one iteration of a pipeline, unless another number is asked for."""
@@ -80,20 +76,19 @@ def of_digits(request: Request, checkpoint: Path) -> EMS:
     open_pipeline(EMBEDDED, **{**opened, "prompt": "0" if prompt is None else prompt})
     if prompt is None and request.data is not None:
         raise ValueError("prompt=None: data have no labels here, need the digit that they show")
-    labels = torch.arange(request.samples) % DIGITS
+    labels = DIGITS.turns(torch.arange(request.samples))
     if prompt is not None:
         labels[:] = int(prompt)
     device = opened["device"]
-    network = load_unet(DTYPES[opened["dtype"]], device)
+    network = DIGITS.load_unet(DTYPES[opened["dtype"]], device)
     guidance = 1.0 if opened["guidance_scale"] is None else opened["guidance_scale"]
-    problem = Problem(network, schedule(), torch.empty(0), labels.to(device), guidance)
     return estimate_ems(
-        problem.denoiser(problem.labels),
+        DIGITS.denoiser(labels.to(device), guidance=guidance, network=network),
         request.data,
         **request.estimation,
         batch_size=request.batch_size,
         jacobian=request.jacobian,
-        shape=EVENT,
+        shape=DIGITS.shape,
         checkpoint=checkpoint,
         progress=request.progress,
     )
@@ -122,7 +117,7 @@ def of_pipeline(request: Request, call_args: Mapping[str, Any], checkpoint: Path
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(request.seed),
     )
-    about = {"weights": subject.problem["weights"], "class": subject.problem["class"]}
+    about = {"weights": subject.about["weights"], "class": subject.about["class"]}
     return replace(run.result, about={**run.result.about, **about})
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks.cli.overhead import overhead as overhead
 from logsnr.solvers import VPLinear, make_plan
 from logsnr.solvers.noise import noise_source
 from logsnr.solvers.products import Products

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from logsnr.benchmarks.harness.old_records import Record
-from logsnr.benchmarks.studies.parallel_runs import SEQUENTIAL, Job, Settings
+from logsnr.benchmarks.harness.protocol import Record
+from logsnr.benchmarks.studies.parallel import SEQUENTIAL, Job, Settings
 
 LEVELS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """Final errors at which modes are compared."""

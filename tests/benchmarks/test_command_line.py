@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from logsnr.benchmarks.__main__ import COMMANDS, app
 from logsnr.benchmarks.cli import command_line
 from logsnr.benchmarks.cli.order import current_folder
-from logsnr.benchmarks.harness import comparison, pipeline_study
-from logsnr.benchmarks.harness.comparison import Settings, compare
-from logsnr.benchmarks.harness.old_records import load
-from logsnr.benchmarks.studies import parallel_runs
+from logsnr.benchmarks.harness import sampling
+from logsnr.benchmarks.harness.records import load
+from logsnr.benchmarks.harness.subjects import pipeline as pipelines
+from logsnr.benchmarks.studies import demo, parallel, parallel_runs
+from logsnr.benchmarks.studies.demo import Settings, compare
 from logsnr.solvers import SOLVERS, VPLinear, make_plan
 
+TIMES = ("seconds", "written")
 CHEAP = {
     "demo": ["--samples=2", "--nfe=3", "--solvers=ddim"],
     "nfe": ["--nfe=2", "--seeds=0", "--reference-nfe=5,4", "--solvers=unipc", "--prompt=3"],
@@ -42,7 +44,7 @@ def said(result) -> str:
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    monkeypatch.setattr(comparison, "FINE", (6, 3))
+    monkeypatch.setattr(demo, "FINE", (6, 3))
 
 
 # Options
@@ -51,8 +53,8 @@ def cheap(monkeypatch):
 @pytest.mark.parametrize("command", ["demo", "parallel"])
 def test_the_defaults_are_those_of_the_measurement(command):
     module, settings = {
-        "demo": (comparison, Settings()),
-        "parallel": (parallel_runs, parallel_runs.Settings()),
+        "demo": (demo, Settings()),
+        "parallel": (parallel, parallel.Settings()),
     }[command]
     function = getattr(import_module(f"logsnr.benchmarks.cli.{command}"), command)
     for name, parameter in inspect.signature(function).parameters.items():
@@ -89,9 +91,9 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(command, where, tmp
         raise AssertionError("work was begun")
 
     for module, name in (
-        (comparison, "load_problem"),
-        (pipeline_study, "run_pipeline_once"),
-        (parallel_runs, "load_subject"),
+        (demo, "load_subject"),
+        (pipelines, "run_pipeline_once"),
+        (parallel_runs, "load_start"),
         (import_module("logsnr.benchmarks.studies.ems"), "estimate"),
         (import_module("logsnr.benchmarks.studies.overhead"), "measure"),
         (import_module("logsnr.benchmarks.studies.orders"), "measure"),
@@ -123,7 +125,7 @@ def test_a_damaged_record_is_one_line(command, line, tmp_path):
 @pytest.mark.parametrize("command", ["demo", "nfe", "parallel"])
 def test_a_damaged_tensor_is_one_line_that_names_the_file(command, tmp_path):
     assert run(command, *CHEAP[command], f"--out={tmp_path}").exit_code == 0
-    kept = [r["file"] for r in load(tmp_path / "records.jsonl").values() if r["file"]]
+    kept = [name for r in load(tmp_path / "records.jsonl").values() for name in r["files"]]
     (tmp_path / kept[0]).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     result = run(command, *CHEAP[command], f"--out={tmp_path}")
     assert result.exit_code == 1 and kept[0] in said(result) and "is damaged" in said(result)
@@ -182,8 +184,8 @@ def test_an_interruption_says_what_is_kept(command, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     for module, name in (
-        (comparison, "sample"),
-        (pipeline_study, "run_pipeline_once"),
+        (sampling, "sample"),
+        (pipelines, "run_pipeline_once"),
         (parallel_runs, "sample"),
         (import_module("logsnr.benchmarks.studies.ems"), "estimate_ems"),
         (import_module("logsnr.benchmarks.studies.overhead"), "measure"),
@@ -200,15 +202,15 @@ def test_an_interruption_says_what_is_kept(command, tmp_path, monkeypatch):
 
 def test_a_killed_demo_keeps_the_parts_of_its_reference(tmp_path, monkeypatch):
     """Two portions of starts, each solved twice; the kill comes in each of the four."""
-    monkeypatch.setattr(comparison, "BATCH", 2)
+    monkeypatch.setattr(demo, "BATCH", 2)
     settings = Settings(samples=3, nfe=(3,), solvers=("ddim",))
     whole = list(compare(settings, tmp_path / "whole"))
-    evaluations = 2 * sum(comparison.FINE)
+    evaluations = 2 * sum(demo.FINE)
     calls = 0
     for _ in range(4):
         here = 0
 
-        def watch(name):
+        def watch(job, amount):
             nonlocal calls, here
             calls, here = calls + 1, here + 1
             if here == 7 and calls < evaluations:  # in the second part of a start
@@ -220,9 +222,8 @@ def test_a_killed_demo_keeps_the_parts_of_its_reference(tmp_path, monkeypatch):
             continue
     assert [r["nfe_counted"] for r in rest] == [r["nfe_counted"] for r in whole]
     for one, other in zip(rest, whole, strict=True):
-        assert {k: v for k, v in one.items() if k != "seconds"} == {
-            k: v for k, v in other.items() if k != "seconds"
-        }
+        timeless = ({k: v for k, v in r.items() if k not in TIMES} for r in (one, other))
+        assert next(timeless) == next(timeless)
     assert calls < 2 * evaluations
     assert not (tmp_path / "killed" / "reference").exists()
 
@@ -235,13 +236,13 @@ def test_a_contender_that_the_pipeline_cannot_drive_ends_nfe_before_the_referenc
 ):
     """DDPMPipeline hands a generator to ``step``, which stock UniPC refuses."""
     seen = []
-    original = pipeline_study.run_pipeline_once
+    original = pipelines.run_pipeline_once
 
     def noted(subject, scheduler, steps, *rest):
         seen.append((type(scheduler).__name__, steps))
         return original(subject, scheduler, steps, *rest)
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", noted)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", noted)
     arguments = ["nfe", "--prompt=3", "--nfe=2,3", "--seeds=0,1", "--reference-nfe=6,5"]
     result = run(*arguments, "--solvers=unipc,UniPCMultistep", f"--out={tmp_path}")
     assert result.exit_code == 1
@@ -253,14 +254,14 @@ def test_a_contender_that_the_pipeline_cannot_drive_ends_nfe_before_the_referenc
 
 
 def test_nfe_fails_if_a_later_run_failed(tmp_path, monkeypatch):
-    original = pipeline_study.run_pipeline_once
+    original = pipelines.run_pipeline_once
 
     def broken(subject, scheduler, steps, *rest):
         if steps == 3:
             raise RuntimeError("out of memory")
         return original(subject, scheduler, steps, *rest)
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", broken)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", broken)
     arguments = ["--prompt=3", "--nfe=2,3", "--seeds=0", "--reference-nfe=6,5", "--solvers=unipc"]
     result = run("nfe", *arguments, f"--out={tmp_path}")
     assert result.exit_code == 1 and "failed at 3 NFE: RuntimeError: out of memory" in said(result)

@@ -13,16 +13,20 @@ import torch
 from typer.testing import CliRunner
 
 from logsnr.benchmarks.__main__ import COMMANDS, app
-from logsnr.benchmarks.embedded import load_scheduler_config
-from logsnr.benchmarks.harness import comparison
-from logsnr.benchmarks.harness import old_records as results
-from logsnr.benchmarks.harness.comparison import METHODS, RECORDS, REFERENCE, Settings, compare
-from logsnr.benchmarks.harness.methods import HIGHLIGHTS, SHOWN
-from logsnr.benchmarks.harness.stock import sample_stock, stock_scheduler
+from logsnr.benchmarks.embedded import DIGITS, EmbeddedModel
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.comparison import kept_states
+from logsnr.benchmarks.harness.contenders import Contender, parse_contender
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.harness.study import REFERENCE
+from logsnr.benchmarks.harness.subjects.embedded import embedded_subject
 from logsnr.benchmarks.metrics import distances as metrics
 from logsnr.benchmarks.reports.demo_page import ERROR_PLOT, PICTURES, REPORT, markdown, write_report
 from logsnr.benchmarks.reports.demo_pictures import error_plot, few, picture_grid
-from logsnr.solvers import make_plan, reference_solution, sample
+from logsnr.benchmarks.studies import demo
+from logsnr.benchmarks.studies.demo import Settings, compare
+from logsnr.benchmarks.studies.demo_methods import HIGHLIGHTS, METHODS, SHOWN
+from logsnr.solvers import reference_solution
 
 NFE = (5, 10, 20)
 
@@ -30,53 +34,11 @@ NFE = (5, 10, 20)
 @pytest.fixture
 def cheap_reference(monkeypatch):
     """Few evaluations instead of hundreds, where a test is not about errors."""
-    monkeypatch.setattr(comparison, "FINE", (6, 3))
+    monkeypatch.setattr(demo, "FINE", (6, 3))
 
 
 def without_time(record):
-    return {key: value for key, value in record.items() if key != "seconds"}
-
-
-# Records
-
-
-def record(nfe: int, **measured):
-    wanted = {"solver": "ddim", "options": {"a": 1}, "nfe": nfe, "seed": 0, "problem": {"b": 2}}
-    return wanted | measured
-
-
-def test_records_are_found_by_identity_and_the_last_one_wins(tmp_path):
-    path = tmp_path / "folder" / "records.jsonl"
-    assert results.load(path) == {}
-    for entry in (record(5, rmse=1.0), record(8, rmse=float("nan")), record(5, rmse=2.0)):
-        results.append(path, entry)
-    found = results.load(path)
-    assert found[results.identity(record(5))] == record(5, rmse=2.0)
-    assert found[results.identity(record(8))] == record(8, rmse=None)
-    assert len(found) == 2 and len(path.read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize("length", [1, 20, -1])
-def test_a_line_cut_by_a_kill_loses_nothing_else(tmp_path, length):
-    path = tmp_path / "records.jsonl"
-    results.append(path, record(5))
-    with path.open("a") as file:
-        file.write(json.dumps(record(8))[:length])
-    assert list(results.load(path).values()) == [record(5)]
-    results.append(path, record(10))
-    assert list(results.load(path).values()) == [record(5), record(10)]
-
-
-def test_what_is_no_record_is_refused(tmp_path):
-    path = tmp_path / "records.jsonl"
-    with pytest.raises(ValueError, match="record lacks 'solver'"):
-        results.append(path, {"nfe": 3})
-    assert not path.exists()
-    results.append(path, record(5))
-    for line in ("{", '{"nfe": 3}', "7"):
-        path.write_text(json.dumps(record(5)) + "\n" + line + "\n")
-        with pytest.raises(ValueError, match=r"records.jsonl, line 2 is not a record"):
-            results.load(path)
+    return {key: value for key, value in record.items() if key not in ("seconds", "written")}
 
 
 # diffusers' schedulers
@@ -96,19 +58,21 @@ def test_both_sides_share_network_start_and_end(name, solver, options, guidance)
 
     diffusers' tables are float32, and at the start x0 has their rounding times sigma/alpha = 15.
     """
-    problem = comparison.load_problem(Settings(samples=3, guidance=guidance))
-    plan = make_plan(solver, problem.schedule, nfe=10, spacing="trailing", **options)
-    ours = sample(problem.denoiser(problem.labels), problem.x_T, plan)
-    network = problem.denoiser(problem.labels, network_time=lambda index: index).evaluate
-    scheduler = stock_scheduler(name, load_scheduler_config(), timestep_spacing="trailing")
-    theirs = sample_stock(network, problem.x_T, scheduler, 10)
+    subject = embedded_subject(DIGITS, guidance)
+    ours, theirs = (
+        subject.run(contender, 10, 0, range(3), lambda: None).x
+        for contender in (
+            Contender(solver, {"spacing": "trailing", **options}),
+            Contender(name, {"timestep_spacing": "trailing"}),
+        )
+    )
     assert (ours - theirs).abs().max() < 1e-3
-    assert (ours - problem.x_T).abs().max() > 1
+    assert (ours - subject.starts(0, range(3))).abs().max() > 1
 
 
 def test_an_unknown_stock_scheduler_is_refused():
-    with pytest.raises(ValueError, match="name='PNDMScheduler': choose one of DDIMScheduler"):
-        stock_scheduler("PNDMScheduler", load_scheduler_config())
+    with pytest.raises(ValueError, match="'PNDMMScheduler': choose some of"):
+        parse_contender("PNDMMScheduler")
 
 
 # The comparison
@@ -120,16 +84,17 @@ def everything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     settings = Settings(samples=4, nfe=NFE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "FINE", (300, 200))  # enough for errors above 2e-3
+        patch.setattr(demo, "FINE", (300, 200))  # enough for errors above 2e-3
         return folder, settings, list(compare(settings, folder))
 
 
 def test_the_converged_solution_is_that_of_an_independent_integrator():
     """torchdiffeq's dopri5, within the sum of both error bars."""
-    problem = comparison.load_problem(Settings(samples=2))
-    denoise = problem.denoiser(problem.labels)
-    fine, bar = comparison.converged(denoise, problem.x_T)
-    other, other_bar = reference_solution(denoise, problem.x_T, problem.schedule, rtol=1e-5)
+    subject = embedded_subject(DIGITS)
+    fine, coarse = (subject.converged(nfe, 0, range(2), lambda: None).x for nfe in demo.FINE)
+    denoise, x_T = subject.denoiser(range(2)), subject.starts(0, range(2))
+    other, other_bar = reference_solution(denoise, x_T, subject.schedule, rtol=1e-5)
+    bar = metrics.rmse(fine, coarse)
     assert bar < 2e-3
     assert metrics.rmse(fine, other) < bar + other_bar < 0.05
 
@@ -181,12 +146,16 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, cheap_reference):
     killed.close()
     path = tmp_path / "killed" / RECORDS
     path.write_text(path.read_text() + json.dumps(whole[3])[:40])
-    (tmp_path / "killed" / first[1]["file"]).unlink()  # samples that were lost are made again
+    (tmp_path / "killed" / first[1]["files"][0]).unlink()  # samples that were lost are made again
     called: list[str] = []
-    rest = list(compare(settings, tmp_path / "killed", called.append))
+
+    def watch(job, amount):
+        called.append(job.contender.text if job.contender else REFERENCE)
+
+    rest = list(compare(settings, tmp_path / "killed", watch))
     assert called == ["ddim"] * 5 + ["stock-ddim"] * 5
     assert list(map(without_time, rest)) == list(map(without_time, whole))
-    assert list(compare(settings, tmp_path / "killed", called.append)) == rest
+    assert list(compare(settings, tmp_path / "killed", watch)) == rest
     assert len(called) == 10
 
 
@@ -197,7 +166,11 @@ def test_other_settings_are_measured_anew(tmp_path, cheap_reference, change):
     settings = Settings(samples=2, nfe=(3,), solvers=("ddim",))
     first = list(compare(settings, tmp_path))
     called: list[str] = []
-    second = list(compare(replace(settings, **change), tmp_path, called.append))
+
+    def watch(job, amount):
+        called.append(job.contender.text if job.contender else REFERENCE)
+
+    second = list(compare(replace(settings, **change), tmp_path, watch))
     assert called.count("ddim") == second[1]["nfe_counted"] == second[1]["nfe"]
     assert second[1]["rmse"] != first[1]["rmse"]
 
@@ -207,7 +180,7 @@ def test_a_diverged_run_is_recorded_and_reported(tmp_path, monkeypatch, cheap_re
     """The network is not a number at its 7th call, during the second run."""
     settings = Settings(samples=2, nfe=(4, 5), solvers=("ddim", name))
     records = list(compare(replace(settings, solvers=("ddim",)), tmp_path))
-    load_unet = comparison.load_unet
+    load_unet = EmbeddedModel.load_unet
     calls = 0
 
     def break_down(module, arguments, output):
@@ -215,12 +188,12 @@ def test_a_diverged_run_is_recorded_and_reported(tmp_path, monkeypatch, cheap_re
         calls += 1
         return output if calls < 7 else type(output)(sample=output.sample * float("nan"))
 
-    def broken_unet():
-        unet = load_unet()
+    def broken_unet(*arguments):
+        unet = load_unet(*arguments)
         unet.register_forward_hook(break_down)
         return unet
 
-    monkeypatch.setattr(comparison, "load_unet", broken_unet)
+    monkeypatch.setattr(EmbeddedModel, "load_unet", broken_unet)
     records = list(compare(settings, tmp_path))
     assert [r["status"] for r in records] == ["ok"] * 4 + ["diverged"]
     assert "not finite" in records[-1]["note"] and "rmse" not in records[-1]
@@ -245,12 +218,12 @@ def test_the_plot_has_six_lines_and_the_pictures_a_map_of_errors_for_each_cell(e
     assert len(error_plot(settings, records).axes[0].lines) == 6
     figure = picture_grid(folder, settings, records)
     at = {(r["solver"], r["nfe"]): r for r in records}
-    truth = comparison.kept_samples(folder, records[0])
+    truth = kept_states(folder, records[0])
     shown = [axes.images[0].get_array() for axes in figure.axes]
     assert len(shown) == 2 * (1 + 2 * len(SHOWN))
     for i, name in enumerate(SHOWN):
         for j, nfe in enumerate(settings.nfe[:2]):
-            samples = comparison.kept_samples(folder, at[name, nfe])
+            samples = kept_states(folder, at[name, nfe])
             picture, error = shown[2 + 4 * i + 2 * j : 4 + 4 * i + 2 * j]
             strip = torch.cat(list(samples[:, 0]), dim=1)
             np.testing.assert_array_equal(picture, strip)
@@ -296,10 +269,10 @@ def test_the_command_writes_and_prints_its_results(tmp_path, cheap_reference):
     ],
 )
 def test_a_bad_value_names_its_option(monkeypatch, option, value, says):
-    def no_network():
+    def no_network(*_):
         raise AssertionError("the network was loaded")
 
-    monkeypatch.setattr(comparison, "load_unet", no_network)
+    monkeypatch.setattr(EmbeddedModel, "load_unet", no_network)
     result = run("demo", f"--{option}={value}")
     message = " ".join(result.output.replace("│", "").split())
     assert result.exit_code == 2

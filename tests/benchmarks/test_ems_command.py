@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from logsnr.adapters import noise_schedule
 from logsnr.benchmarks.__main__ import app
 from logsnr.benchmarks.cli.ems import print_verdict
-from logsnr.benchmarks.embedded import EMS_FILE, load_ems, load_unet
-from logsnr.benchmarks.harness.comparison import schedule
+from logsnr.benchmarks.embedded import DIGITS, EMS_FILE, load_ems, load_unet
 from logsnr.benchmarks.reports.ems_plot import FEW, PLOT, figure
 from logsnr.benchmarks.studies import ems as command
 from logsnr.benchmarks.studies.ems import CHECKPOINT, FILE
@@ -72,10 +71,10 @@ def test_the_command_writes_statistics_that_a_plan_takes_and_goes_on_after_a_kil
     with Image.open(tmp_path / "whole" / PLOT) as picture:
         assert picture.width > 800
     plan = make_plan(
-        "dpm-solver-v3", schedule(), nfe=5, ems=tmp_path / "whole" / FILE, treatment="spline"
+        "dpm-solver-v3", DIGITS.schedule, nfe=5, ems=tmp_path / "whole" / FILE, treatment="spline"
     )
     assert plan.nfe == 5
-    torch.testing.assert_close(found.lam[-1].item(), schedule().lam(1e-3))
+    torch.testing.assert_close(found.lam[-1].item(), DIGITS.schedule.lam(1e-3))
 
     arguments.append(f"--out={tmp_path / 'killed'}")
     assert run(*arguments).exit_code != 0
@@ -180,7 +179,7 @@ def test_the_verdict_is_printed_with_what_a_plan_leaves_out(capsys):
 def test_the_committed_statistics_fit_the_embedded_model():
     ems = load_ems()
     assert EMS_FILE.stat().st_size < 500_000
-    ems.fits(schedule(), [schedule().lam(t) for t in (1.0, 1e-3)], (1, 28, 28))
+    ems.fits(DIGITS.schedule, [DIGITS.schedule.lam(t) for t in (1.0, 1e-3)], (1, 28, 28))
     assert ems.errors.keys() == {"l", "s", "b"} and ems.about["samples"] >= 64
     # Checked: good at few evaluations, not at many (docs/ems.md).
     assert ems.verdict is not None and not ems.verdict.loses(3, 6) and ems.verdict.loses(3, 15)

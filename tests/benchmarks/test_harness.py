@@ -10,13 +10,13 @@ from functools import partial
 import pytest
 import torch
 
-from logsnr.benchmarks.harness.comparing import Comparison, kept_states
+from logsnr.benchmarks.embedded import DIGITS
+from logsnr.benchmarks.harness.comparison import Comparison, kept_states
 from logsnr.benchmarks.harness.contenders import Contender, parse_contender
 from logsnr.benchmarks.harness.records import load, record_files
 from logsnr.benchmarks.harness.runner import Runner
 from logsnr.benchmarks.harness.study import Study, jobs
 from logsnr.benchmarks.harness.subjects.analytic import analytic, six_gaussians
-from logsnr.benchmarks.harness.subjects.digits import schedule
 from logsnr.solvers import make_plan, reference_solution, sample
 
 STUDY = Study(
@@ -28,12 +28,12 @@ STUDY = Study(
     shard=3,
     keep=2,
 )
-TIMES = ("seconds", "versions")
+TIMES = ("seconds", "versions", "written")
 
 
 @pytest.fixture(scope="module")
 def subject():
-    return analytic(six_gaussians(), schedule())
+    return analytic(six_gaussians(), DIGITS.schedule)
 
 
 def measured(study, subject, folder, watch=None, ranks=None):
@@ -110,6 +110,9 @@ class Threads:
 
     def barrier(self, when):
         self._barrier.wait()
+
+    def heed(self, when):
+        pass
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -191,7 +194,7 @@ def heun(model, x, sigmas, extra_args=None, disable=None):
 
 def test_every_kind_of_contender_runs_on_a_network(subject, tmp_path):
     path = tmp_path / "plan.safetensors"
-    make_plan("unipc", schedule(), nfe=9, order=3, spacing="karras").save(path)
+    make_plan("unipc", DIGITS.schedule, nfe=9, order=3, spacing="karras").save(path)
     names = [
         f"{__name__}.euler",
         f"{__name__}.heun",

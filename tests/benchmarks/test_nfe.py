@@ -15,29 +15,28 @@ from typer.testing import CliRunner
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.harness import nfe, pipeline_runs, pipeline_study
-from logsnr.benchmarks.harness import old_records as results
+from logsnr.benchmarks.cli.command_line import numbers
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.comparison import check_study
 from logsnr.benchmarks.harness.contenders import (
     REFERENCE_CONFIG,
     default_contenders,
     parse_contender,
     steps_for,
 )
-from logsnr.benchmarks.harness.pipeline_findings import Findings
-from logsnr.benchmarks.harness.pipeline_runs import (
-    Subject,
-    open_pipeline,
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.harness.study import Study
+from logsnr.benchmarks.harness.subjects import pipeline as pipelines
+from logsnr.benchmarks.harness.subjects.opening import open_pipeline
+from logsnr.benchmarks.harness.subjects.pipeline import (
+    PipelineSubject,
     picture,
     run_pipeline_once,
-)
-from logsnr.benchmarks.harness.pipeline_study import (
-    RECORDS,
-    Study,
-    check_study,
-    measure_all,
     told_rounding,
 )
-from logsnr.benchmarks.reports.pipeline_page import ERROR_PLOT, PICTURES, REPORT, write_findings
+from logsnr.benchmarks.reports.nfe_page import ERROR_PLOT, PICTURES, REPORT, write_findings
+from logsnr.benchmarks.studies.nfe import measure_all
+from logsnr.benchmarks.studies.nfe_findings import Findings
 
 CHEAP = (9, 7)
 
@@ -60,11 +59,11 @@ def latent_model(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def subject(latent_model) -> Subject:
+def subject(latent_model) -> PipelineSubject:
     return opened(*latent_model)
 
 
-def opened(folder: Path, arguments: str) -> Subject:
+def opened(folder: Path, arguments: str) -> PipelineSubject:
     return open_pipeline(str(folder), call_args=json.loads(arguments))
 
 
@@ -73,11 +72,11 @@ def study(*contenders: str, **changed) -> Study:
     return Study(tuple(map(parse_contender, contenders)), **{**options, **changed})
 
 
-def findings(study: Study, subject: Subject, folder: Path) -> Findings:
-    return Findings(study, subject.problem, tuple(measure_all(study, subject, folder)), folder)
+def findings(study: Study, subject: PipelineSubject, folder: Path) -> Findings:
+    return Findings(study, subject.about, tuple(measure_all(study, subject, folder)), folder)
 
 
-def by_hand(subject: Subject, scheduler, steps: int, seed: int) -> torch.Tensor:
+def by_hand(subject: PipelineSubject, scheduler, steps: int, seed: int) -> torch.Tensor:
     """The latents as the pipeline itself returns them."""
     pipe = subject.pipe
     own, pipe.scheduler = pipe.scheduler, scheduler
@@ -138,7 +137,7 @@ def test_evaluations_are_counted_and_never_more_than_asked(subject, text, asked,
     handle = subject.pipe.unet.register_forward_pre_hook(lambda *_: seen.append(1))
     outcome = run_pipeline_once(subject, scheduler, steps, seed=0)
     handle.remove()
-    assert outcome.evaluations == outcome.network_calls == len(seen) == counted <= asked
+    assert outcome.nfe_counted == outcome.network_calls == len(seen) == counted <= asked
     assert "step" not in vars(scheduler)
 
 
@@ -183,9 +182,9 @@ def test_a_killed_run_loses_nothing(subject, tmp_path):
     path = tmp_path / RECORDS
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-2]) + lines[-2][:30])
-    (tmp_path / json.loads(lines[3])["file"]).unlink()
+    (tmp_path / json.loads(lines[3])["files"][0]).unlink()
     again = findings(whole, subject, tmp_path)
-    missing = sum(json.loads(lines[k])["nfe"] for k in (3, -2, -1))
+    missing = json.loads(lines[3])["nfe"]  # the states of the others are kept
     assert len(calls) == total + missing
     for key, cell in first.cells.items():
         assert again.cells[key].rmse == cell.rmse
@@ -198,12 +197,12 @@ def test_a_killed_run_loses_nothing(subject, tmp_path):
 def test_another_model_or_call_is_another_problem(latent_model):
     folder, arguments = latent_model
     first, second = opened(folder, arguments), opened(folder, arguments)
-    assert first.problem == second.problem
+    assert first.about == second.about
     weight = next(second.pipe.unet.parameters())
     weight.data.view(-1)[0] += 1e-3
-    assert pipeline_runs.fingerprint(second) != first.problem["weights"]
+    assert pipelines.fingerprint(second) != first.about["weights"]
     other = open_pipeline(str(folder), guidance_scale=1.0, call_args=json.loads(arguments))
-    assert other.problem["call"]["guidance_scale"] == 1.0 != first.problem["call"]
+    assert other.about["call"]["guidance_scale"] == 1.0 != first.about["call"]
 
 
 def test_a_failing_scheduler_is_reported_and_tried_again(tmp_path):
@@ -221,7 +220,7 @@ def test_a_failing_scheduler_is_reported_and_tried_again(tmp_path):
 
 
 def test_a_diverged_run_is_recorded(subject, tmp_path, monkeypatch):
-    run = pipeline_study.run_pipeline_once
+    run = pipelines.run_pipeline_once
 
     def broken(subject, scheduler, steps, *rest):
         outcome = run(subject, scheduler, steps, *rest)
@@ -229,7 +228,7 @@ def test_a_diverged_run_is_recorded(subject, tmp_path, monkeypatch):
             outcome.x[0, 0, 0, 0] = float("nan")
         return outcome
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", broken)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", broken)
     found = findings(study("unipc", seeds=(0,)), subject, tmp_path)
     assert found.cells["unipc", 4].note == "diverged" and found.cells["unipc", 2].rmse > 0
     assert "diverged" in write_findings(found, tmp_path).read_text()
@@ -237,7 +236,7 @@ def test_a_diverged_run_is_recorded(subject, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["fails", "diverges"])
 def test_a_pipeline_without_a_reference_ends_the_command(monkeypatch, tmp_path, way):
-    run_once = pipeline_study.run_pipeline_once
+    run_once = pipelines.run_pipeline_once
 
     def broken(*arguments):
         if way == "fails":
@@ -246,7 +245,7 @@ def test_a_pipeline_without_a_reference_ends_the_command(monkeypatch, tmp_path, 
         outcome.x[...] = float("inf")
         return outcome
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", broken)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", broken)
     arguments = ["--nfe=2", "--seeds=0", "--reference-nfe=5,4", "--solvers=unipc"]
     for _ in range(2):  # and so it does when it is started again
         result = run(*arguments, f"--out={tmp_path}")
@@ -292,7 +291,7 @@ def test_what_is_not_decoded_has_no_pictures(latent_model, tmp_path):
     decoded = opened(folder, arguments)
     scheduler = parse_contender("unipc").scheduler(latent.pipe.scheduler)
     first, second = (run_pipeline_once(s, scheduler, 3, seed=0) for s in (latent, decoded))
-    assert torch.equal(first.x, second.x) and first.picture is None and second.picture is not None
+    assert torch.equal(first.x, second.x) and not first.pictures and second.pictures
     decoded.pipe.vae = None
     assert torch.equal(run_pipeline_once(decoded, scheduler, 3, seed=0).x, first.x)
     write_findings(findings(study("unipc", nfe=(2,)), latent, tmp_path), tmp_path)
@@ -340,7 +339,7 @@ def test_the_command_writes_and_prints_its_results(tmp_path, latent_model):
     cells = {(cell["contender"], cell["nfe"]): cell for cell in found["cells"]}
     assert set(cells) == {(name, n) for name in ("stock", "unipc:order=2:karras") for n in (2, 4)}
     assert f"{cells['stock', 4]['rmse']:.4f}" in words
-    assert len(results.load(tmp_path / RECORDS)) == 3 * (2 + 2 * 2)
+    assert len(results.load(tmp_path / RECORDS)) == 3 * (1 + 2 * 2)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +378,7 @@ def test_a_bad_value_names_its_option_before_the_network_is_called(
     def no_network(*_):
         raise AssertionError("the pipeline was called")
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", no_network)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", no_network)
     out = [] if option == "out" else [f"--out={tmp_path}"]
     result = run(f"--{option}={value}", *out)
     message = " ".join(result.output.replace("│", "").split())
@@ -400,4 +399,4 @@ def test_arguments_that_the_call_lacks_or_does_not_have(latent_model):
 def test_schedulers_that_cannot_run_are_refused_beforehand(subject):
     with pytest.raises(ValueError, match="nfe=1: .*"):
         check_study(study("unipc:thresholding=true:prediction_type=no", nfe=(1,)), subject)
-    assert nfe.numbers("seeds", "0-2,7") == (0, 1, 2, 7)
+    assert numbers("seeds", "0-2,7") == (0, 1, 2, 7)

@@ -15,13 +15,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_nfe import run, saved
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks.harness import old_records as results
-from logsnr.benchmarks.harness import pipeline_study
+from logsnr.benchmarks.harness import records as results
 from logsnr.benchmarks.harness.contenders import parse_contender
-from logsnr.benchmarks.harness.pipeline_findings import Findings
-from logsnr.benchmarks.harness.pipeline_fit import fit_study, fitted, rule_of
-from logsnr.benchmarks.harness.pipeline_runs import Subject, open_pipeline, run_pipeline_once
-from logsnr.benchmarks.harness.pipeline_study import RECORDS, Study, measure_all
+from logsnr.benchmarks.harness.files import load_tensor
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.harness.study import Study
+from logsnr.benchmarks.harness.subjects import pipeline as pipelines
+from logsnr.benchmarks.harness.subjects.opening import open_pipeline
+from logsnr.benchmarks.harness.subjects.pipeline import PipelineSubject, run_pipeline_once
+from logsnr.benchmarks.studies.nfe import measure_all
+from logsnr.benchmarks.studies.nfe_findings import Findings
+from logsnr.benchmarks.studies.nfe_fit import fit_study, fitted, rule_of
 from logsnr.solvers import DiscreteVP, default_location
 from logsnr.solvers.location_fit import LOCATIONS, lowest
 
@@ -34,7 +38,7 @@ def model(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def subject(model) -> Subject:
+def subject(model) -> PipelineSubject:
     folder, arguments = model
     return open_pipeline(str(folder), call_args=json.loads(arguments))
 
@@ -67,7 +71,7 @@ def test_the_command_fits_and_compares(fitted_once, subject, monkeypatch):
     def no_network(*_):
         raise AssertionError("the pipeline was called")
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", no_network)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", no_network)
     again = run(*command, f"--out={out}")
     words = " ".join(again.output.split())
     assert again.exit_code == 0, again.output
@@ -82,15 +86,15 @@ def test_a_killed_fit_goes_on(fitted_once, tmp_path):
     (tmp_path / RECORDS).write_text("".join(lines[:-4]) + lines[-4][:40])
     again = run(*command, f"--out={tmp_path}", "--json")
     assert json.loads(again.stdout)["fit"] == first["fit"]
-    assert len(results.load(tmp_path / RECORDS)) == len(lines)
+    assert len(results.load(tmp_path / RECORDS)) == len(results.load(out / RECORDS))
 
 
 def test_the_errors_are_those_of_the_pipelines_runs(fitted_once, subject):
     _, out, found = fitted_once
     (exact,) = (
-        results.load_tensor(out / record["file"])
+        load_tensor(out / record["files"][0])
         for record in results.load(out / RECORDS).values()
-        if record["solver"] == "reference" and record["nfe"] == 10
+        if record["solver"] == "reference"
     )
     logs = []
     for n in (6, 8):
@@ -109,12 +113,12 @@ def test_runs_that_diverge_do_not_decide(tmp_path, subject, monkeypatch, lost):
     def made_up(subject, scheduler, steps, *rest):
         location = scheduler.config.get("location")
         gap = math.nan if location in lost else 1 if location is None else 2 + location
-        return replace(once, x=gap * torch.tensor([[1.0, 2.0]]), evaluations=steps)
+        return replace(once, x=gap * torch.tensor([[1.0, 2.0]]), nfe_counted=steps)
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", made_up)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", made_up)
     trial = fit_study(Study((parse_contender("unipc"),), (3,), (0,), (12, 10)), subject)
     records = tuple(measure_all(trial, subject, tmp_path))
-    findings = Findings(trial, subject.problem, records, tmp_path)
+    findings = Findings(trial, subject.about, records, tmp_path)
     if lost == LOCATIONS:
         with pytest.raises(ValueError, match="no run at any of the locations"):
             fitted(findings, subject)
@@ -162,7 +166,7 @@ def test_what_cannot_be_fitted_is_said_before_the_network_is_called(
     def no_network(*_):
         raise AssertionError("the pipeline was called")
 
-    monkeypatch.setattr(pipeline_study, "run_pipeline_once", no_network)
+    monkeypatch.setattr(pipelines, "run_pipeline_once", no_network)
     result = run("--nfe=2", "--seeds=0", "--fit", *options, f"--out={tmp_path}")
     assert result.exit_code == 2
     message = " ".join(result.output.replace("│", "").split())

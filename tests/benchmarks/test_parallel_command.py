@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from logsnr.benchmarks.__main__ import app
-from logsnr.benchmarks.harness import old_records as results
+from logsnr.benchmarks.harness import records as results
+from logsnr.benchmarks.harness.protocol import key_of
+from logsnr.benchmarks.harness.records import RECORDS
 from logsnr.benchmarks.reports.parallel_page import PLOTS, REPORT
 from logsnr.benchmarks.studies import parallel_runs
+from logsnr.benchmarks.studies.parallel import MODES, Job, Settings, plan_of
 from logsnr.benchmarks.studies.parallel_findings import (
     Findings,
     equal_error_rows,
@@ -21,16 +25,7 @@ from logsnr.benchmarks.studies.parallel_findings import (
     run_tables,
     verdict,
 )
-from logsnr.benchmarks.studies.parallel_runs import (
-    MODES,
-    RECORDS,
-    SIZES,
-    Job,
-    Settings,
-    load_subject,
-    plan_of,
-    run_all,
-)
+from logsnr.benchmarks.studies.parallel_runs import SIZES, load_start, run_all
 from logsnr.solvers import sample, sample_parallel
 from logsnr.solvers.parallel.cost import predict
 
@@ -70,7 +65,7 @@ def test_windows_of_all_rows_are_run_once():
 
 
 def test_records_hold_what_the_sampler_did(small):
-    subject = load_subject(SMALL)
+    subject = load_start(SMALL)
     for job, record in small[1].runs[::3]:
         plan = plan_of(job.solver, job.nfe)
         options = {"window": job.window, "tolerance": job.tolerance, **MODES[job.mode]}
@@ -95,9 +90,9 @@ def test_records_hold_what_the_sampler_did(small):
 def test_a_killed_run_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
     folder, findings = small
     lines = (folder / RECORDS).read_text().splitlines(keepends=True)
-    for path in (folder / "samples").iterdir():
-        (tmp_path / "samples").mkdir(exist_ok=True)
-        (tmp_path / "samples" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder / "shards", tmp_path / "shards")
+    for lost in findings.records[-2:]:
+        shutil.rmtree(tmp_path / "shards" / key_of(lost[1]))
     (tmp_path / RECORDS).write_text("".join(lines[:-2]) + lines[-2][:50])
     measured = []
 
@@ -118,9 +113,9 @@ def test_a_killed_run_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
 def test_the_sample_of_the_sequential_run_is_made_again_if_it_is_lost(tmp_path):
     settings = Settings(problem="mixture", solvers=("ddim",), steps=(5,), modes=("ours",))
     first = list(run_all(settings, tmp_path))
-    (tmp_path / first[1][1]["file"]).unlink()
+    (tmp_path / first[1][1]["files"][0]).unlink()
     second = list(run_all(settings, tmp_path))
-    assert (tmp_path / second[1][1]["file"]).exists()
+    assert (tmp_path / second[1][1]["files"][0]).exists()
     assert second[2:] == first[2:]
 
 
@@ -228,6 +223,6 @@ def test_states_have_the_dtype_asked_for(tmp_path):
     settings = Settings(
         problem="mixture", solvers=("ddim",), steps=(6,), modes=("ours",), dtype="bfloat16"
     )
-    assert load_subject(settings).x_T.dtype == torch.bfloat16
+    assert load_start(settings).x_T.dtype == torch.bfloat16
     *_, (_, record) = run_all(settings, tmp_path)
     assert record["status"] == "ok" and record["error"] < 0.05

@@ -47,6 +47,12 @@ def test_two_processes_lose_nothing(tmp_path, shared):
     assert len(records.record_files(tmp_path)) == (1 if shared else 2)
 
 
+def test_the_last_of_several_writers_is_that_which_was_written_last(tmp_path):
+    append(record_file(tmp_path, 1), record(5, written=1.0, status="failed"))
+    append(record_file(tmp_path, 0), record(5, written=2.0, status="ok"))
+    assert [entry["status"] for entry in load(tmp_path).values()] == ["ok"]
+
+
 KILLED = """
 import sys
 from pathlib import Path

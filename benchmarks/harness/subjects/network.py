@@ -150,6 +150,10 @@ class NetworkSubject:
         except (ValueError, TypeError) as error:
             raise ValueError(f"nfe={nfe}: not possible for {contender.text} ({error})") from error
 
+    def check_converged(self, nfe: int) -> None:
+        """Raise ValueError where the solution of so many evaluations has no plan."""
+        self._solution(nfe)
+
     def described(self, contender: Contender) -> dict[str, Any]:
         """The options with the hash of the statistics, where they are used."""
         options = contender.described
@@ -165,10 +169,12 @@ class NetworkSubject:
 
     def converged(self, nfe: int, seed: int, indices: Sequence[int], tick: Tick) -> Outcome:
         """The solution of the probability-flow ODE for the same samples."""
+        return self._measured(PlanSampling(self._solution(nfe)), seed, indices, tick)
+
+    def _solution(self, nfe: int) -> Plan:
         ends = {key: self.grid[key] for key in ("t_start", "t_end") if key in self.grid}
         options = {**ends, **self.reference}
-        plan = make_plan(options.pop("solver"), self.schedule, nfe=nfe, **options)
-        return self._measured(PlanSampling(plan), seed, indices, tick)
+        return make_plan(options.pop("solver"), self.schedule, nfe=nfe, **options)
 
     def _measured(
         self, sampling: Sampling, seed: int, indices: Sequence[int], tick: Tick

@@ -78,6 +78,10 @@ class Subject(Protocol):
         """Raise ValueError, without a network evaluation, for what cannot be run."""
         ...
 
+    def check_converged(self, nfe: int) -> None:
+        """Raise ValueError, without a network evaluation, where `converged` cannot be."""
+        ...
+
     def described(self, contender: Contender) -> dict[str, Any]:
         """The contender's options as a record has them, with what the subject adds."""
         ...

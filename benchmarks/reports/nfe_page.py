@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
+from rich.table import Table
 
+from logsnr.benchmarks.harness.comparison import load_picture
 from logsnr.benchmarks.harness.contenders import Contender
-from logsnr.benchmarks.harness.pipeline_findings import SDE, Cell, Findings, load_picture
-from logsnr.benchmarks.harness.pipeline_study import RECORDS, Job
+from logsnr.benchmarks.harness.records import RECORDS
+from logsnr.benchmarks.harness.study import Job
+from logsnr.benchmarks.reports.markdown import release, table
+from logsnr.benchmarks.reports.pictures import DPI, INK, LINES, MUTED, tidy, write_png
+from logsnr.benchmarks.studies.nfe_findings import SDE, Cell, Findings
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "pictures.png"
 ROUNDED = 0.01
 """A told time further than this from its node, in training steps, is reported as rounded."""
-DPI = 110
-INK, MUTED, LINES = "#1b1f24", "#6e7781", "#d0d7de"
 OURS = ("#ca0020", "#0571b0", "#1b7837", "#e08214", "#8073ac", "#b2182b", "#2166ac", "#35978f")
 THEIRS = ("#7a828c", "#4d5560", "#a5acb5", "#333a42")
 MARKERS = "ohsD^vPX"
@@ -30,10 +31,10 @@ CELL = 160  # pixels of a cell that is reduced
 
 def write_findings(findings: Findings, folder: Path) -> Path:
     """Write the plot, the pictures and the page into ``folder``; returns the page's path."""
-    _save(error_plot(findings), folder / ERROR_PLOT)
+    write_png(error_plot(findings), folder / ERROR_PLOT)
     pictures = picture_grid(findings)
     if pictures is not None:
-        _save(pictures, folder / PICTURES)
+        write_png(pictures, folder / PICTURES)
     path = folder / REPORT
     path.write_text(markdown(findings, pictures is not None))
     return path
@@ -99,6 +100,30 @@ def notes(findings: Findings) -> list[str]:
     return [*lines, *findings.failures]
 
 
+def summary(findings: Findings) -> Table:
+    """RMSE by scheduler and NFE, the least of each column in bold."""
+    study = findings.study
+    count = len(study.seeds)
+    shown = Table(
+        title=f"RMSE to the converged solution, {count} seed{'s' if count > 1 else ''}",
+        caption=f"error bar {findings.error_bar:.1e}",
+    )
+    shown.add_column("scheduler", no_wrap=True)
+    for nfe in study.nfe:
+        shown.add_column(f"{nfe} NFE", justify="right")
+    least = {nfe: best(findings, nfe) for nfe in study.nfe}
+    for contender in study.contenders:
+        cells = [findings.cells[contender.text, nfe] for nfe in study.nfe]
+        texts = [
+            f"[bold]{cell_text(findings, cell)}[/bold]"
+            if cell.rmse is not None and cell.rmse == least[cell.nfe]
+            else cell_text(findings, cell)
+            for cell in cells
+        ]
+        shown.add_row(contender.text, *texts)
+    return shown
+
+
 def markdown(findings: Findings, pictures: bool) -> str:
     """The page."""
     study, problem = findings.study, findings.problem
@@ -127,7 +152,7 @@ def markdown(findings: Findings, pictures: bool) -> str:
     if pictures:
         page.append(f"![Pictures: rows are schedulers, columns NFE, same noise]({PICTURES})")
     for title, text in tables:
-        page += [f"## {title}", _table(head, rows(findings, text))]
+        page += [f"## {title}", table(head, rows(findings, text))]
     call = ", ".join(f"{key}={value!r}" for key, value in problem["call"].items())
     seeds = ", ".join(map(str, study.seeds))
     page += [
@@ -141,8 +166,8 @@ def markdown(findings: Findings, pictures: bool) -> str:
                 "seeds and entries; an evaluation is one `scheduler.step`, as the pipeline calls "
                 "it.",
                 *notes(findings),
-                f"torch {_release('torch')}, diffusers {_release('diffusers')}, logsnr "
-                f"{_release('logsnr')}. Records: `{RECORDS}`.",
+                f"torch {release('torch')}, diffusers {release('diffusers')}, logsnr "
+                f"{release('logsnr')}. Records: `{RECORDS}`.",
             ]
         ),
     ]
@@ -181,8 +206,7 @@ def error_plot(findings: Findings) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("network evaluations (NFE)")
     axes.set_ylabel("RMSE to the converged solution")
-    axes.grid(which="both", color=LINES, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, "both")
     if lines:
         order = sorted(lines, key=lambda line: lines[line], reverse=True)
         figure.legend(handles=order, loc="outside right center", frameon=False, fontsize=9)
@@ -199,18 +223,17 @@ def picture_grid(findings: Findings) -> Figure | None:
     records = {job: record for job, record in findings.records}
     shown = study.seeds[:1]
 
-    def strip(contender: Contender | None, nfe: int) -> Image.Image | None:
+    def strip(contender: Contender | None, nfe: int | None) -> Image.Image | None:
         found = [records.get(Job(contender, nfe, seed)) for seed in shown]
-        images = [load_picture(findings.folder, r["picture"]) if r else None for r in found]
-        return _beside([image for image in images if image is not None])
+        names = [name for record in found if record for name in record["pictures"][:1]]
+        return _beside([load_picture(findings.folder, name) for name in names])
 
-    fine = study.reference_nfe[0]
-    first = strip(None, fine)
+    first = strip(None, None)
     if first is None:
         return None
     if max(first.size) <= SMALL:
         shown = study.seeds[: max(1, WIDE // (2 * first.width))]
-        first = strip(None, fine)
+        first = strip(None, None)
         assert first is not None
     small = max(first.size) <= WIDE
     scale = max(1, WIDE // max(first.size)) if small else CELL / max(first.size)
@@ -235,7 +258,7 @@ def picture_grid(findings: Findings) -> Figure | None:
             axes.spines[:].set(color=LINES, linewidth=0.6)
             if contender is None:
                 axes.set_title(f"{nfe} NFE", fontsize=10, color=INK, pad=6)
-            image = strip(contender, fine if contender is None else nfe)
+            image = strip(contender, None if contender is None else nfe)
             if image is None:
                 note = "failed" if contender is None else findings.cells[texts[i], nfe].note
                 axes.text(0.5, 0.5, note or "none", ha="center", va="center", color=MUTED)
@@ -264,19 +287,3 @@ def _style(contenders: Sequence[Contender], contender: Contender) -> tuple[str, 
     palette = OURS if contender.ours else THEIRS
     place = same.index(contender)
     return palette[place % len(palette)], MARKERS[place % len(MARKERS)]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """A PNG of at most 256 colours, which is several times smaller and looks the same."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _release(package: str) -> str:
-    return version(package).split("+")[0]

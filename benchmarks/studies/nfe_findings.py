@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from logsnr.benchmarks.harness.contenders import Contender
-from logsnr.benchmarks.harness.old_records import Record, load_tensor
-from logsnr.benchmarks.harness.pipeline_study import Job, Study
+from logsnr.benchmarks.harness.files import load_tensor
+from logsnr.benchmarks.harness.protocol import Record
+from logsnr.benchmarks.harness.study import Job, Study
 
 if TYPE_CHECKING:
-    from logsnr.benchmarks.harness.pipeline_fit import PipelineFit
+    from logsnr.benchmarks.studies.nfe_fit import PipelineFit
 
 SDE = "SDE"  # what stands in the place of a distance to the solution of the ODE
 
@@ -42,7 +42,7 @@ class Cell:
     rmse: float | None
     psnr: float | None
     note: str | None
-    nfe_counted: int | None
+    nfe_counted: float | None
     seconds: float | None
     rounding: float | None
     pictures: tuple[str | None, ...]
@@ -61,21 +61,23 @@ class Findings:
 
     @cached_property
     def _states(self) -> dict[Job, Tensor]:
-        kept = [(job, record) for job, record in self.records if record["file"]]
-        return {job: load_tensor(self.folder / record["file"]) for job, record in kept}
+        kept = [(job, record) for job, record in self.records if record["files"]]
+        return {job: load_tensor(self.folder / record["files"][0]) for job, record in kept}
 
     @cached_property
     def references(self) -> dict[int, Tensor]:
         """The converged state of each seed."""
-        fine = self.study.reference_nfe[0]
-        jobs = {seed: Job(None, fine, seed) for seed in self.study.seeds}
-        return {seed: self._states[job] for seed, job in jobs.items() if job in self._states}
+        return {job.seed: x for job, x in self._states.items() if job.contender is None}
 
     @cached_property
     def error_bar(self) -> float:
         """RMSE between the two reference solutions."""
-        coarse = self.study.reference_nfe[1]
-        return _rmse(self._gaps(None, coarse))
+        coarse = {
+            job.seed: load_tensor(self.folder / record["files"][1])
+            for job, record in self.records
+            if job.contender is None
+        }
+        return _rmse([x - self.references[seed] for seed, x in coarse.items()])
 
     @cached_property
     def range(self) -> float:
@@ -87,7 +89,7 @@ class Findings:
         """The RMSE of each seed that has come to an end."""
         return [_rmse([gap]) for gap in self._gaps(contender, nfe)]
 
-    def _gaps(self, contender: Contender | None, nfe: int) -> list[Tensor]:
+    def _gaps(self, contender: Contender, nfe: int) -> list[Tensor]:
         found = {seed: self._states.get(Job(contender, nfe, seed)) for seed in self.references}
         return [x - self.references[seed] for seed, x in found.items() if x is not None]
 
@@ -123,7 +125,7 @@ class Findings:
             nfe_counted=ended[0]["nfe_counted"] if ended else None,
             seconds=sum(r["seconds"] for r in ended) / len(ended) if ended else None,
             rounding=max(rounding, default=None),
-            pictures=tuple(record["picture"] for record in records),
+            pictures=tuple(next(iter(record["pictures"]), None) for record in records),
         )
 
     @property
@@ -162,8 +164,3 @@ def _rmse(gaps: Sequence[Tensor]) -> float:
 
 def _psnr(error: float, range_: float) -> float:
     return 20 * math.log10(range_ / error) if error > 0 else math.inf
-
-
-def load_picture(folder: Path, name: str | None) -> Image.Image | None:
-    """A picture of a record, or None where it has none."""
-    return None if name is None else Image.open(folder / name).convert("RGB")

@@ -15,10 +15,11 @@ from logsnr.adapters import PlanScheduler
 from logsnr.adapters.config.location import location_of
 from logsnr.adapters.config.model import model_of
 from logsnr.adapters.config.resolution_shift import resolution_shift
+from logsnr.benchmarks.harness.comparison import check_study
 from logsnr.benchmarks.harness.contenders import PASTED, Contender
-from logsnr.benchmarks.harness.pipeline_findings import Findings
-from logsnr.benchmarks.harness.pipeline_runs import Subject
-from logsnr.benchmarks.harness.pipeline_study import Study, check_study
+from logsnr.benchmarks.harness.study import Study
+from logsnr.benchmarks.harness.subjects.pipeline import PipelineSubject
+from logsnr.benchmarks.studies.nfe_findings import Findings
 from logsnr.solvers import FittedLocation
 from logsnr.solvers.location_fit import LOCATIONS, NFE, lowest
 
@@ -84,7 +85,7 @@ def with_pasted(contenders: tuple[Contender, ...]) -> tuple[Contender, ...]:
     return contenders if there else (*contenders, Contender(PASTED, {}))
 
 
-def fit_study(study: Study, subject: Subject) -> Study:
+def fit_study(study: Study, subject: PipelineSubject) -> Study:
     """The runs of the fit for a study, on its first seeds.
 
     Raises ValueError if the reference is too short for it, or the config has a grid of its own.
@@ -98,7 +99,7 @@ def fit_study(study: Study, subject: Subject) -> Study:
     return trial
 
 
-def fitted(trial: Findings, subject: Subject) -> PipelineFit:
+def fitted(trial: Findings, subject: PipelineSubject) -> PipelineFit:
     """The location at which the runs of ``trial`` are most accurate, see `fit_location`.
 
     Raises ValueError if no location has all of its runs.

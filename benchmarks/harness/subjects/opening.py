@@ -1,68 +1,24 @@
-"""One call of a diffusers pipeline, watched: its last state, its picture, and what it cost.
-
-The state that the scheduler hands out last is the sample in the space of the solver: latents for
-latent models, pixels for the others, before anything is decoded, clipped or rounded. It is taken
-at ``scheduler.step``, which every pipeline calls once for each evaluation of its network.
-"""
+"""Pipelines of diffusers as subjects: what can be said of them, checked before they are called."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
-from PIL import Image
-from torch import Tensor, nn
 
 from logsnr.benchmarks.embedded import load_pipeline
+from logsnr.benchmarks.harness.subjects.pipeline import NETWORKS, PipelineSubject, fingerprint
 
 EMBEDDED = "embedded"
-NETWORKS = ("unet", "transformer", "transformer_2", "prior")
 OPTIONS = ("prompt", "guidance_scale", "height", "width")
 """Arguments of a call that have an option of their own on the command line."""
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A pipeline and the arguments of its call, but for the seed and the number of steps.
-
-    ``problem`` says in JSON values what is sampled; equal problems give equal samples.
-    """
-
-    pipe: Any
-    arguments: Mapping[str, Any]
-    problem: Mapping[str, Any]
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """The modules that are called for a prediction."""
-        found = (getattr(self.pipe, name, None) for name in NETWORKS)
-        return [module for module in found if isinstance(module, nn.Module)]
-
-
-@dataclass
-class Outcome:
-    """What a call gave: the last state (1, *event), float32 on the CPU, and one picture if any."""
-
-    x: Tensor
-    picture: Image.Image | None
-    evaluations: int
-    network_calls: int
-    seconds: float
-    stochastic: bool
 
 
 def open_pipeline(
@@ -75,7 +31,8 @@ def open_pipeline(
     dtype: str = "float32",
     device: str = "cpu",
     call_args: Mapping[str, Any] | None = None,
-) -> Subject:
+    prompts: Sequence[str] = (),
+) -> PipelineSubject:
     """The pipeline called ``name``, ready to be sampled.
 
     Parameters
@@ -84,6 +41,7 @@ def open_pipeline(
         downloaded; weights as safetensors only), or "embedded".
     prompt, guidance_scale, height, width : arguments of its call; None leaves one out. The
         embedded model takes a digit as its prompt.
+    prompts : in place of the one prompt, for the samples of a seed in turn.
     call_args : more arguments of its call. Nested lists of numbers (embeddings) become tensors;
         "output_type": "latent" saves the decoding, and the pictures.
 
@@ -94,7 +52,7 @@ def open_pipeline(
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     _check_device(device)
     given = {
-        "prompt": prompt,
+        "prompt": prompts[0] if prompts else prompt,
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
@@ -111,154 +69,23 @@ def open_pipeline(
     _check_arguments(pipe, arguments)
     pipe.set_progress_bar_config(disable=True)
     tensors = {key: _tensor(value, DTYPES[dtype], device) for key, value in arguments.items()}
-    subject = Subject(pipe, tensors, {})
+    subject = PipelineSubject(name, pipe, tensors, {})
     if not subject.networks:
         raise ValueError(
             f"pipeline={name!r}: {type(pipe).__name__} has none of {', '.join(NETWORKS)}"
         )
     if not hasattr(pipe, "scheduler"):
         raise ValueError(f"pipeline={name!r}: {type(pipe).__name__} has no scheduler")
-    problem = {
+    about = {
         "pipeline": name,
         "class": type(pipe).__name__,
         "scheduler": type(pipe.scheduler).__name__,
         "weights": fingerprint(subject),
-        "call": given,
+        "call": given | ({"prompt": list(prompts)} if prompts else {}),
         "dtype": dtype,
+        "device": torch.device(device).type,
     }
-    return Subject(pipe, tensors, problem)
-
-
-def fingerprint(subject: Subject) -> str:
-    """Twelve hexadecimal digits of the noise schedule's config and a share of the weights."""
-    digest = hashlib.sha256()
-    config = {k: v for k, v in subject.pipe.scheduler.config.items() if not k.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for module in subject.networks:
-        for name, value in module.state_dict().items():
-            few = value.detach().flatten()[:8].to("cpu", torch.float64).tolist()
-            digest.update(f"{name} {tuple(value.shape)} {few}".encode())
-    return digest.hexdigest()[:12]
-
-
-@torch.no_grad()
-def run_pipeline_once(
-    subject: Subject,
-    scheduler: Any,
-    steps: int,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Call the pipeline with ``scheduler`` for one sample; its own scheduler is put back.
-
-    ``tick`` is called after each evaluation. Raises what the pipeline raises.
-    """
-    pipe = subject.pipe
-    own, pipe.scheduler = pipe.scheduler, scheduler
-    generator = torch.Generator().manual_seed(seed)
-    arguments = {**subject.arguments, "num_inference_steps": steps, "generator": generator}
-    if "vae" in pipe.components and pipe.vae is None:
-        arguments.setdefault("output_type", "latent")  # nothing could decode it
-    decoded = arguments.get("output_type") != "latent"
-    try:
-        with _watched(scheduler, generator, tick) as steps_seen, _counted(subject) as calls:
-            began = time.perf_counter()
-            output = pipe(**arguments)
-            _wait(subject)
-            seconds = time.perf_counter() - began
-    finally:
-        pipe.scheduler = own
-    if steps_seen.state is None:
-        raise ValueError(f"{type(pipe).__name__} never called scheduler.step")
-    return Outcome(
-        x=steps_seen.state[:1].float().cpu(),
-        picture=picture(output) if decoded else None,
-        evaluations=steps_seen.count,
-        network_calls=calls[0],
-        seconds=seconds,
-        stochastic=steps_seen.stochastic,
-    )
-
-
-def picture(output: Any) -> Image.Image | None:
-    """The first image of a pipeline's output, the middle frame of a video; None for sound."""
-    value = getattr(output, "images", None)
-    if value is None:
-        value = getattr(output, "frames", None)
-        if value is None or len(value) == 0:
-            return None
-        value = value[0]
-        value = [value[len(value) // 2]]
-    first = value[0]
-    if isinstance(first, Image.Image):
-        return first.convert("RGB")
-    array = first.float().cpu().numpy() if isinstance(first, Tensor) else np.asarray(first)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.dtype != np.uint8:
-        array = (np.nan_to_num(array).clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(array).convert("RGB")
-
-
-@dataclass
-class _Seen:
-    state: Tensor | None = None
-    count: int = 0
-    stochastic: bool = False
-
-
-@contextmanager
-def _watched(
-    scheduler: Any, generator: torch.Generator, tick: Callable[[], None]
-) -> Iterator[_Seen]:
-    seen = _Seen()
-    step = scheduler.step
-
-    @wraps(step)
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        before = _random_states(generator)
-        result = step(*args, **kwargs)
-        after = _random_states(generator)
-        if not all(map(torch.equal, before, after)):
-            seen.stochastic = True
-        seen.state = result[0] if isinstance(result, tuple) else result.prev_sample
-        seen.count += 1
-        tick()
-        return result
-
-    scheduler.step = noted
-    try:
-        yield seen
-    finally:
-        del scheduler.step
-
-
-def _random_states(generator: torch.Generator) -> list[Tensor]:
-    # A step that draws from any of these is stochastic, whatever the scheduler is called.
-    states = [generator.get_state(), torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
-
-
-@contextmanager
-def _counted(subject: Subject) -> Iterator[list[int]]:
-    calls = [0]
-
-    def count(*_: Any) -> None:
-        calls[0] += 1
-
-    handles = [module.register_forward_pre_hook(count) for module in subject.networks]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _wait(subject: Subject) -> None:
-    if next(subject.networks[0].parameters()).device.type == "cuda":
-        torch.cuda.synchronize()
+    return PipelineSubject(name, pipe, tensors, about, tuple(prompts))
 
 
 def _check_device(device: str) -> None:

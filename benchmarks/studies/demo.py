@@ -1,0 +1,118 @@
+r"""``logsnr demo``: solvers side by side on the embedded digits, from the same starts to one end.
+
+Every method starts from x_T ~ N(0, 1) at the last training step and ends at the first one, where
+the converged solution of the probability-flow ODE from the same x_T is the truth. A record holds
+the distance to it, the MNIST-feature FID, and what the run cost.
+
+The network embeds the time by sines of period 2 pi and more in training steps, so the ODE has a
+ripple that a solver has to resolve before it converges: every multistep method does from about 300
+evaluations on, while a general adaptive Runge-Kutta solver needs a thousand (`docs/demo.md`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from logsnr.benchmarks.embedded import DIGITS
+from logsnr.benchmarks.harness.comparison import Comparison
+from logsnr.benchmarks.harness.contenders import Contender
+from logsnr.benchmarks.harness.protocol import Record
+from logsnr.benchmarks.harness.runner import Runner, Watch
+from logsnr.benchmarks.harness.study import Job, Study, chosen, jobs
+from logsnr.benchmarks.harness.subjects.embedded import embedded_fid, embedded_subject
+from logsnr.benchmarks.harness.subjects.network import NetworkSubject
+from logsnr.benchmarks.studies.demo_methods import METHODS, NFE, SAMPLES
+
+KEPT = 10  # pictures of each run that are kept: one of each digit
+BATCH = 100
+FINE = (400, 300)
+"""Evaluations of the converged solution, and of the coarser one whose distance is its error bar."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared.
+
+    Parameters
+    ----------
+    samples : number of starts, at least 2; the labels 0..9 take turns.
+    nfe : numbers of network evaluations.
+    solvers : keys of ``METHODS``.
+    seed : of the starts.
+    guidance : scale of classifier-free guidance; 1 is the plain conditional network. Otherwise an
+        evaluation is one network call on twice the batch.
+
+    Raises ValueError naming the argument that is out of range, for ``nfe`` also if a solver needs
+    more evaluations.
+    """
+
+    samples: int = SAMPLES
+    nfe: tuple[int, ...] = NFE
+    solvers: tuple[str, ...] = tuple(METHODS)
+    seed: int = 0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(f"samples={self.samples}: need at least 2, or there is no FID")
+        if not self.nfe or min(self.nfe) < 1 or max(self.nfe) > 1000:
+            raise ValueError(f"nfe={list(self.nfe)}: need numbers in 1..1000")
+        chosen(self.solvers, tuple(METHODS))
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe={list(self.nfe)}: need each entry once")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: need a whole number in 0..2^63 - 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance={self.guidance}: need a finite number")
+        unloaded = embedded_subject(DIGITS, self.guidance, network=DIGITS)
+        for name, nfe in self.runs:
+            unloaded.check(contender(name), nfe)
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(solver, NFE) of all measurements but the reference."""
+        return [(name, nfe) for name in self.solvers for nfe in self.nfe]
+
+    @property
+    def study(self) -> Study:
+        """The same for the harness."""
+        return Study(
+            tuple(map(contender, self.solvers)),
+            self.nfe,
+            (self.seed,),
+            FINE,
+            samples=self.samples,
+            shard=BATCH,
+            keep=KEPT,
+        )
+
+
+def contender(name: str) -> Contender:
+    """One of ``METHODS`` as the harness takes it."""
+    method = METHODS[name]
+    return Contender(method.solver, method.options, name, method.title)
+
+
+def load_subject(settings: Settings) -> NetworkSubject:
+    """The embedded model, ready to be sampled."""
+    return embedded_subject(DIGITS, settings.guidance)
+
+
+def comparison(settings: Settings, folder: Path) -> Comparison:
+    """What the harness measures, and keeps in ``folder``."""
+    measures = (embedded_fid(DIGITS),)
+    return Comparison(settings.study, load_subject(settings), folder, measures, tolerant=False)
+
+
+def compare(settings: Settings, folder: Path, watch: Watch[Job] | None = None) -> Iterator[Record]:
+    """Measure everything that ``settings`` asks for and ``folder`` does not hold yet.
+
+    Yields the records: the reference first, then those of ``settings.runs``. A run that diverges
+    is a record with status "diverged" and no distances.
+    """
+    runner = Runner(comparison(settings, folder), folder)
+    for _, record in runner.run(jobs(settings.study), watch):
+        yield record
