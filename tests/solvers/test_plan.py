@@ -36,6 +36,8 @@ from logsnr.solvers import (
     sample,
 )
 from logsnr.solvers.identities import identity_residual
+from logsnr.solvers.methods.multistep import multistep
+from logsnr.solvers.methods.unipc import unic, unip
 
 REGULAR = {"schedule": SCHEDULES["vp_linear"], "nfe": NFE, "spacing": "logsnr"}
 SINGULAR = {"schedule": SCHEDULES["flow"], "nfe": NFE, "spacing": "time"}
@@ -183,6 +185,29 @@ def test_the_smallest_plans_are_accepted():
 def test_malformed_rows_are_refused_by_number(rows, message):
     with pytest.raises(ValueError, match=message):
         Plan(rows)
+
+
+# the frame of multistep methods
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("space", ["data", "noise"])
+def test_a_step_between_equal_nodes_leaves_the_state_alone(space, corrected):
+    """And the later steps are as without it: of two evaluations at a node the newer one counts."""
+    chosen = {"order": 3, "space": space, "lower_order_final": False}
+    chosen["corrector"] = unic(space) if corrected else None
+    nodes = [row.node for row in make_plan("ddim", SCHEDULES["vp_linear"], nfe=6).rows]
+    at = 3
+    plain = Plan(tuple(multistep(nodes, unip(space), **chosen)))
+    repeated = Plan(tuple(multistep([*nodes[:at], *nodes[at - 1 :]], unip(space), **chosen)))
+    same = repeated.evaluated[at]
+    ((state, factor),) = repeated.rows[same].states
+    assert factor == 1 and repeated.rows[state].node == repeated.rows[same].node
+    assert repeated.rows[same].outputs == ()
+    if not corrected:  # otherwise it is evaluated at the corrected state, which is another
+        x = normal(3, 4)
+        results = [sample(lambda x, t: x.tanh() * t, x, plan) for plan in (plain, repeated)]
+        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
 
 
 # table

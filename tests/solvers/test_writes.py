@@ -111,7 +111,8 @@ def test_guidance_thresholds_and_plain_functions(write, scale):
     guidance = ClassifierFree(scale, {"y": torch.ones(3)}, {"y": torch.zeros(3)})
     clamp = lambda x0: x0.clamp(-1, 1)  # noqa: E731
     plan = make_plan("unipc", FLOW, nfe=8)
-    for options in ({"guidance": guidance}, {"threshold": clamp}):
+    a_call_each = ClassifierFree(scale, {"y": "a cat"}, {"y": ""})
+    for options in ({"guidance": guidance}, {"guidance": a_call_each}, {"threshold": clamp}):
         clean, dirty = denoisers(WRITES[write], **options)
         assert_the_same(lambda denoise, x: sample(denoise, x, plan), clean, dirty)
         x = normal(3, 4, seed=2)
