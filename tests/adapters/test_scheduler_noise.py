@@ -5,7 +5,16 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from scheduler_cases import FAMILIES, LATENT, SHAPE, assert_close, network, scheduler_for, start
+from scheduler_cases import (
+    FAMILIES,
+    LATENT,
+    SHAPE,
+    assert_close,
+    drive,
+    network,
+    scheduler_for,
+    start,
+)
 from torch import Tensor
 
 from logsnr.adapters import PlanScheduler
@@ -131,3 +140,13 @@ def test_times_that_were_written_have_their_new_levels():
         result = noisy(scheduler, scheduler.timesteps[place : place + 1])
         assert torch.equal(result, noisy(expected, expected.timesteps[place : place + 1]))
     assert torch.equal(scheduler.sigmas, expected.sigmas)
+
+
+def test_one_noise_that_is_handed_over_is_that_of_every_sample():
+    noise = torch.randn(1, *SHAPE[1:], generator=torch.Generator().manual_seed(4))
+    results = []
+    for given in (noise, noise.expand(SHAPE).contiguous()):
+        scheduler = scheduler_for("ddim")
+        scheduler.set_timesteps(5)
+        results.append(drive(scheduler, start(), eta=1.0, variance_noise=given))
+    assert torch.equal(*results)

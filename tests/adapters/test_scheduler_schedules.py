@@ -375,3 +375,16 @@ def test_without_any_corrector_unipc_is_its_predictor():
         results.append(drive(scheduler, start(torch.float64)))
     assert results[0].shape == SHAPE
     assert_close(*results, 1e-12)
+
+
+def test_an_offset_does_not_lead_past_the_last_training_step():
+    scheduler = scheduler_for("ddim", timestep_spacing="leading", steps_offset=3)
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps.tolist() == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas"])
+def test_a_single_evaluation_is_at_the_first_level(flag):
+    scheduler = scheduler_for("ddim", **{flag: True})
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [999]
