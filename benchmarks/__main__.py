@@ -17,6 +17,7 @@ import logsnr
 COMMANDS = {
     "demo": "Compare solvers on the embedded model of digits, next to diffusers' schedulers.",
     "solvers": "List the solvers: names, orders, cost, and when to use which.",
+    "bench": "Run suites: error, FID and cost of contenders, kept and shared over processes.",
     "nfe": "Compare solvers on your own diffusers pipeline with a converged solution.",
     "report": "Make a page of the records in folders: tables, charts, pictures, protocol.",
     "parallel": "Measure parallel-in-time sampling: sweeps, errors, wall time.",

@@ -54,9 +54,11 @@ class Comparison:
         study, subject = self.study, self.subject
         problem: dict[str, Any] = dict(subject.about)
         problem |= {"samples": study.samples, "shard": study.shard, "keep": study.keep}
+        if study.referenced != study.samples:
+            problem["reference_samples"] = study.referenced
         for measure in self.measures:
             problem |= dict(measure.about)
-        if not study.whole:
+        if study.referenced and not study.whole:
             problem["reference"] = list(study.reference_nfe)
         solver, options = REFERENCE, {"evaluations": list(study.reference_nfe)}
         if job.contender is not None:
@@ -80,7 +82,9 @@ class Comparison:
 
     def shards(self, job: Job) -> int:
         """Of a reference, each portion of the samples has two pieces: the fine and the coarse."""
-        return len(self.study.indices) * (2 if job.contender is None else 1)
+        if job.contender is None:
+            return 2 * len(self.study.referenced_portions)
+        return len(self.study.indices)
 
     def compute(self, job: Job, index: int, watch: Watch[Job]) -> Shard:
         """One portion of the samples."""
@@ -93,11 +97,12 @@ class Comparison:
         kept: dict[str, Tensor] = {}
         if not coarse:
             exact = None
-            if job.contender is not None and not study.whole:
+            known = portion in study.referenced_portions
+            if job.contender is not None and known and not study.whole:
                 exact = self.exact(job.seed, portion)
                 kept["squares"] = mean_squares(outcome.x, exact)
             for measure in self.measures:
-                kept |= measure.of(outcome.x, exact)
+                kept |= measure.of(outcome.images, exact)
         x = outcome.x if job.contender is None else outcome.x[: max(0, study.keep - indices[0])]
         if len(x):
             kept["x"] = x.clone()
@@ -142,9 +147,9 @@ class Comparison:
 
     def _against(self, job: Job) -> str | None:
         """What the distances are taken to, None while it is not there."""
-        portions = range(len(self.study.indices))
+        portions = self.study.referenced_portions
         files = [self.folder / self._exact_file(job.seed, portion) for portion in portions]
-        if not all(file.exists() for file in files):
+        if not files or not all(file.exists() for file in files):
             return None
         return key_of(self.request(Job(None, None, job.seed)))
 
@@ -168,7 +173,7 @@ class Comparison:
         if against is None or any(shard.about["stochastic"] for shard in shards):
             return {"against": against}
         squares, low, high = [], [], []
-        for portion, shard in enumerate(shards):
+        for portion, shard in zip(self.study.referenced_portions, shards, strict=False):
             exact = self.exact(job.seed, portion)
             kept = shard.tensors.get("squares")
             squares.append(mean_squares(shard.tensors["x"], exact) if kept is None else kept)

@@ -28,6 +28,7 @@ import diffusers
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.harness.protocol import file_digest
 from logsnr.solvers import SOLVERS, Plan
+from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import implied
 
 STOCK = "stock"
@@ -165,8 +166,16 @@ def reference_scheduler(own: Any) -> Any:
     return PlanScheduler.from_config(own.config, solver="unipc", **REFERENCE_CONFIG)
 
 
-def parse_contender(text: str) -> Contender:
-    """The contender that is written ``name:key=value:word``; ValueError for an unknown name."""
+def parse_contender(text: str, argument: str = "solvers") -> Contender:
+    """The contender that is written ``name:key=value:word``.
+
+    Raises ValueError for an unknown name; it begins with ``argument``.
+    """
+    with in_words({"solvers": argument}):
+        return _parsed(text)
+
+
+def _parsed(text: str) -> Contender:
     typed, *parts = text.strip().split(":")
     name, options = _named(typed)
     for part in parts:
@@ -177,7 +186,7 @@ def parse_contender(text: str) -> Contender:
                 f"not {part!r}"
             )
         if equals:
-            options[key] = _value(value)
+            options[key] = option_value(value)
         else:
             options.update([WORDS[part]])
     return Contender(name, options)
@@ -236,7 +245,8 @@ def steps_for(scheduler: Any, nfe: int) -> int:
     raise ValueError(f"nfe={nfe}: {type(scheduler).__name__} needs more evaluations")
 
 
-def _value(text: str) -> Any:
+def option_value(text: str) -> Any:
+    """The value of an option written as key=value: JSON, or a word."""
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except json.JSONDecodeError:

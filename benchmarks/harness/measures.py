@@ -33,7 +33,9 @@ class Measure(Protocol):
         ...
 
     def of(self, x: Tensor, exact: Tensor | None) -> Statistics:
-        """The statistics of one shard: samples x (B, *event) and the converged solution."""
+        """The statistics of one shard: samples x (B, *event), as images where the subject makes
+        such, and the converged solution.
+        """
         ...
 
     def metrics(self, shards: Sequence[Statistics]) -> Mapping[str, Any]:

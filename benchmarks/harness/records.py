@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from logsnr.benchmarks.harness.files import write_whole
 from logsnr.benchmarks.harness.protocol import Record, finite, identity
 
 try:
@@ -74,6 +75,20 @@ def load(path: Path, keys: Sequence[str] = (), damage: Damage | None = None) -> 
             if name not in found or record.get(WRITTEN, 0) >= found[name].get(WRITTEN, 0):
                 found[name] = record
     return found
+
+
+def mend(folder: Path, damage: Damage) -> None:
+    """Take lines that are no records out of the files of a folder that no one else writes to.
+
+    damage : called for each of them.
+    """
+    for path in record_files(folder):
+        bad: list[str] = []
+        kept = [json.dumps(record) + "\n" for _, record in _parsed(path, (), bad.append)]
+        if bad:
+            for text in bad:
+                damage(text)
+            write_whole(path, lambda part: part.write_text("".join(kept)))  # noqa: B023
 
 
 def record_files(folder: Path) -> list[Path]:

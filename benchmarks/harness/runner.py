@@ -86,8 +86,8 @@ class Measurement(Protocol[J]):
 class Runner(Generic[J]):
     """Makes the records of a measurement in a folder, and finds those that are there.
 
-    damage : told of lines that are no records, whose jobs are then done again; None raises
-        ValueError for them.
+    damage : told of lines that are no records and of shards that cannot be read, which are then
+        done again; None raises ValueError for them.
 
     Give every rank the same jobs in the same order.
     """
@@ -182,7 +182,12 @@ class Runner(Generic[J]):
     def _piece(self, job: J, index: int, watch: Watch[J]) -> Shard:
         path = self.folder / self.file(job, index)
         if path.exists():
-            return Shard(*load_tensors(path))
+            try:
+                return Shard(*load_tensors(path))
+            except ValueError as error:
+                if self.damage is None:
+                    raise
+                self.damage(str(error))
         shard = self.measurement.compute(job, index, watch)
         if shard.status != FAILED:
             save_tensors(path, shard.tensors, shard.about)

@@ -51,6 +51,8 @@ class Study:
     shard : samples that are computed together, and kept together.
     keep : of the samples of a seed, the states of so many are kept beside the numbers, for the
         pictures.
+    reference_samples : of the samples of a seed, the first so many have a converged solution and
+        distances to it: whole shards, 0 for none; None is all of them.
 
     Raises ValueError naming the argument that is out of range.
     """
@@ -62,6 +64,7 @@ class Study:
     samples: int = 1
     shard: int = 100
     keep: int = 10
+    reference_samples: int | None = None
 
     def __post_init__(self) -> None:
         listed = {
@@ -79,6 +82,7 @@ class Study:
         for name, least in (("samples", 1), ("shard", 1), ("keep", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least {least}")
+        self._check_referenced()
         fine, coarse = self.reference_nfe
         if not 3 <= coarse < fine:
             raise ValueError(
@@ -93,13 +97,33 @@ class Study:
             for first in range(0, self.samples, self.shard)
         ]
 
+    def _check_referenced(self) -> None:
+        given = self.reference_samples
+        if given is None or given == self.samples:
+            return
+        if not 0 <= given < self.samples or given % self.shard:
+            raise ValueError(
+                f"reference_samples={given}: need a multiple of shard={self.shard} below "
+                f"samples={self.samples}, or all of them"
+            )
+
+    @property
+    def referenced(self) -> int:
+        """Samples of a seed that have a converged solution."""
+        return self.samples if self.reference_samples is None else self.reference_samples
+
+    @property
+    def referenced_portions(self) -> range:
+        """The shards of those samples."""
+        return range(-(-self.referenced // self.shard))
+
     @property
     def whole(self) -> bool:
         """Whether the states of all samples are kept."""
         return self.keep >= self.samples
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Of all runs together, at most, of each sample."""
         return sum(work(self, job) for job in jobs(self))
 
@@ -110,15 +134,17 @@ def jobs(study: Study) -> list[Job]:
         job
         for seed in study.seeds
         for job in (
-            Job(None, None, seed),
+            *([Job(None, None, seed)] if study.referenced else []),
             *(Job(contender, nfe, seed) for contender in study.contenders for nfe in study.nfe),
         )
     ]
 
 
-def work(study: Study, job: Job) -> int:
-    """Evaluations of each sample."""
-    return sum(study.reference_nfe) if job.nfe is None else job.nfe
+def work(study: Study, job: Job) -> float:
+    """Evaluations of each sample, of all that are drawn."""
+    if job.nfe is not None:
+        return job.nfe
+    return sum(study.reference_nfe) * len(study.referenced_portions) / len(study.indices)
 
 
 def chosen(given: Sequence[str], names: Sequence[str], argument: str = "solvers") -> None:

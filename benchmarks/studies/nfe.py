@@ -24,7 +24,7 @@ class PipelineError(ValueError):
     """The pipeline cannot compute its own converged solution, so there is nothing to measure."""
 
 
-def evaluations(study: Study, trial: Study | None = None) -> int:
+def evaluations(study: Study, trial: Study | None = None) -> float:
     """Of a study, and of a fit before it, at most: references are shared, a contender joins."""
     if trial is None:
         return study.evaluations

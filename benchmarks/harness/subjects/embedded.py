@@ -40,6 +40,7 @@ def embedded_subject(
         return {"class_labels": labels}, {"class_labels": torch.full_like(labels, model.null_label)}
 
     said: dict[str, Any] = {
+        "reference": {"solver": "unipc", "order": 3, "spacing": "auto" if flow else "karras"},
         "ends": {} if flow else ENDS,
         "statistics": (model.load_ems(), file_digest(model.ems_file))
         if model.ems_file.exists()

@@ -76,7 +76,7 @@ class NetworkSubject:
     ends: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(
-        default_factory=lambda: {"solver": "unipc", "order": 3, "spacing": "karras"}
+        default_factory=lambda: {"solver": "unipc", "order": 3, "spacing": "auto"}
     )
     statistics: tuple[EMS, str] | None = field(default=None, repr=False)
     dtype: torch.dtype = torch.float32
@@ -130,7 +130,9 @@ class NetworkSubject:
             if self.statistics is None:
                 raise ValueError(f"{self.name} has no statistics for {V3}")
             options["ems"] = self.statistics[0]
-        return make_plan(contender.name, self.schedule, nfe=nfe, **options)
+        # which ends with an evaluation beyond those that it is asked for
+        budget = nfe - bool(options.get("denoise_to_zero"))
+        return make_plan(contender.name, self.schedule, nfe=budget, **options)
 
     def sampling(self, contender: Contender, nfe: int) -> Sampling:
         """The contender, ready to run."""

@@ -50,7 +50,7 @@ def open_pipeline(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-    _check_device(device)
+    check_device(device)
     given = {
         "prompt": prompts[0] if prompts else prompt,
         "guidance_scale": guidance_scale,
@@ -88,7 +88,8 @@ def open_pipeline(
     return PipelineSubject(name, pipe, tensors, about, tuple(prompts))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """ValueError for a device that is not there."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -47,6 +48,15 @@ class Outcome:
     steps: int | None = None
     rounding: float | None = None
     pictures: Sequence[Image.Image] = field(default=(), repr=False)
+
+    @property
+    def images(self) -> Tensor:
+        """The pictures as (B, C, H, W) in [-1, 1] where there are any, else the states."""
+        if not self.pictures:
+            return self.x
+        arrays = [np.asarray(picture) for picture in self.pictures]
+        pixels = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
+        return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
 
     @property
     def cost(self) -> dict[str, Any]:
