@@ -26,20 +26,20 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .adaptive_options import AdaptiveRun
 from .denoiser import Denoiser, check_start
 from .grids import check_range, node_at
 from .hermite import Hermite
-from .methods.dpm_solver import SOLVER_TYPES, stages
+from .keywords import takes
+from .methods.dpm_solver import stages
 from .methods.multistep import SPACES, first_order
 from .methods.pure_noise import DEEP
 from .noise import noise_source
 from .plan import DATA, Node, Plan, Row
 from .prediction import check_prediction, check_signal, to_data
-from .registry import check_choice
 from .requests import Evaluation, drive, single
 from .running import executor_for
 from .schedules import NoiseSchedule
-from .step_size import PID, Controller, Published
 
 INNER = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Where the inner evaluations lie, as shares of the step in lambda."""
@@ -76,102 +76,42 @@ class NFELimitError(RuntimeError):
         self.x, self.t, self.nfe = x, t, nfe
 
 
+@takes(AdaptiveRun)
 def sample_adaptive(
     denoise: Denoiser | Callable[[Tensor, float], Tensor],
     x_T: Tensor,
     schedule: NoiseSchedule,
     *,
-    order: int = 3,
-    space: str = "noise",
-    solver_type: str = "dpmsolver",
-    atol: float = 0.0078,
-    rtol: float = 0.05,
-    h_init: float = 0.05,
-    theta: float = 0.9,
-    pid: PID | None = None,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    t_err: float = 1e-5,
-    max_nfe: int = 1000,
-    dense: bool = False,
+    options: AdaptiveRun,
 ) -> tuple[Tensor, AdaptiveStats]:
     """Solve the probability-flow ODE from x_T (B, *event) with automatic steps.
 
     Parameters
     ----------
-    order : 2 (DPM-Solver-12) or 3 (DPM-Solver-23); an attempted step costs ``order`` evaluations.
-    space : "noise" (DPM-Solver) or "data" (DPM-Solver++).
-    atol, rtol : tolerances of the controller; the defaults are the published ones for 8-bit
-        images in [-1, 1].
-    h_init, theta : first step in lambda, safety factor in (0, 1).
-    pid : the coefficients of k-diffusion's controller, in place of the published one and theta.
-    t_start, t_end : default the schedule's; lambda must be finite at t_end.
-    t_err : the run ends when it is this close to t_end.
-    max_nfe : raise `NFELimitError`, which holds the state reached, rather than go on.
-    dense : also return an interpolant, for one evaluation more (at t_end).
+    denoise, x_T : as for ``sample``.
+    schedule : whose ODE it is.
+    options : those of `AdaptiveSteps` and of `AdaptiveRun`.
 
     Returns (sample, `AdaptiveStats`). Raises ValueError for bad input before the network is
     called.
     """
     check_start(x_T, denoise)
-    process = adaptive(
-        schedule,
-        x_T.clone(),  # which an attempt may start from again, and which is the caller's
-        denoise.prediction if isinstance(denoise, Denoiser) else "sample",
-        order=order,
-        space=space,
-        solver_type=solver_type,
-        atol=atol,
-        rtol=rtol,
-        h_init=h_init,
-        theta=theta,
-        pid=pid,
-        t_start=schedule.t_start if t_start is None else t_start,
-        t_end=schedule.t_end if t_end is None else t_end,
-        t_err=t_err,
-        max_nfe=max_nfe,
-        dense=dense,
-    )
+    prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
+    # A clone: an attempt may start from it again, and x_T is the caller's.
+    process = adaptive(schedule, x_T.clone(), prediction, options=options)
     with torch.no_grad():
         return drive(process, single(denoise))
 
 
+@takes(AdaptiveRun)
 def adaptive(
-    schedule: NoiseSchedule,
-    x: Tensor,
-    prediction: str,
-    *,
-    order: int,
-    space: str,
-    solver_type: str,
-    atol: float,
-    rtol: float,
-    h_init: float,
-    theta: float,
-    pid: PID | None = None,
-    t_start: float,
-    t_end: float,
-    t_err: float,
-    max_nfe: int,
-    dense: bool,
+    schedule: NoiseSchedule, x: Tensor, prediction: str, *, options: AdaptiveRun
 ) -> Generator[Evaluation, Tensor | None, tuple[Tensor, AdaptiveStats]]:
     """The algorithm of `sample_adaptive` as a generator over evaluations; see there."""
     check_prediction(prediction)
-    check_choice("order", order, tuple(INNER))
-    check_choice("space", space, ("data", "noise"))
-    check_choice("solver_type", solver_type, SOLVER_TYPES)
-    positive = {"atol": atol, "rtol": rtol, "h_init": h_init, "t_err": t_err}
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r}: need a positive number")
-    if not 0 < theta < 1:
-        raise ValueError(f"theta={theta!r}: need a value in (0, 1)")
-    if pid is not None and not isinstance(pid, PID):
-        raise ValueError(f"pid={pid!r}: need a PID, or None")
-    if pid is not None and theta != 0.9:
-        raise ValueError(f"theta={theta!r} was given beside pid, which has no such factor")
-    if max_nfe < order:
-        raise ValueError(f"max_nfe={max_nfe!r}: need at least order={order}")
+    order, space, solver_type = options.order, options.space, options.solver_type
+    t_start = schedule.t_start if options.t_start is None else options.t_start
+    t_end = schedule.t_end if options.t_end is None else options.t_end
     check_range(schedule, t_start, t_end)
     start, end = (node_at(schedule, float(t)) for t in (t_start, t_end))
     if not math.isfinite(end.lam):
@@ -179,12 +119,10 @@ def adaptive(
     dtype = x.dtype
     state = x.to(torch.promote_types(dtype, torch.float32))
     previous = state
-    controller: Controller = Published(h_init, order, theta)
-    if pid is not None:
-        controller = pid.start(h_init, order)
+    controller = options.controller()
     nfe = rejected = 0
     times = [start.t]
-    path = Hermite(schedule, dtype, float(t_end)) if dense else None
+    path = Hermite(schedule, dtype, float(t_end)) if options.dense else None
 
     def evaluate(at: Tensor, node: Node) -> Generator[Evaluation, Tensor | None, Tensor]:
         nonlocal nfe
@@ -197,7 +135,7 @@ def adaptive(
     def data(output: Tensor, at: Tensor, node: Node) -> Tensor:
         return to_data(prediction, node)(output, at)
 
-    inner = node_at(schedule, schedule.time(math.log(min(DEEP, math.sqrt(atol) / 7))))
+    inner = node_at(schedule, schedule.time(math.log(min(DEEP, math.sqrt(options.atol) / 7))))
     if start.alpha < NEAR * start.sigma and start.lam < inner.lam:
         check_signal(prediction, start, dtype)
         inner = inner if inner.t > end.t else end
@@ -208,9 +146,9 @@ def adaptive(
         start, state = inner, a * state + b * x0
         previous = state
         times.append(start.t)
-    while abs(start.t - t_end) > t_err:
-        if nfe + order > max_nfe:
-            raise NFELimitError(state.to(dtype), start.t, nfe, max_nfe)
+    while abs(start.t - t_end) > options.t_err:
+        if nfe + order > options.max_nfe:
+            raise NFELimitError(state.to(dtype), start.t, nfe, options.max_nfe)
         left = end.lam - start.lam
         h = min(controller.h, left)
         lams = [start.lam + r * h for r in (*INNER[order], 1.0)]
@@ -225,7 +163,9 @@ def adaptive(
                 outputs.append((yield from evaluate(step.waiting, row.node)))
                 step.evaluate(k, outputs[-1], shared=False)
         low, high = step.held(order), step.waiting
-        delta = torch.clamp(rtol * torch.maximum(low.abs(), previous.abs()), min=atol)
+        delta = torch.clamp(
+            options.rtol * torch.maximum(low.abs(), previous.abs()), min=options.atol
+        )
         ratios = (high - low) / delta
         if not torch.isfinite(ratios.square()).all():
             raise ValueError(f"the states are not finite after a step from t={start.t:.6g}")

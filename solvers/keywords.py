@@ -13,6 +13,7 @@ r"""Options as values: a frozen dataclass whose fields a function takes as its o
     def sample_parallel(denoise, x_T, plan, options): ...
 
     sample_parallel(denoise, x_T, plan, 8, update="literal")
+    sample_parallel(denoise, x_T, plan, options=Picard(8))  # who has a value hands it on
 
 So an option is declared, documented, defaulted and checked once, whatever takes it or hands it on:
 who hands options on hands on one value. A class that inherits has more of them, or other defaults.
@@ -61,7 +62,7 @@ def takes(kind: Callable[P, Options]) -> _Decorator[P, Options]:
     in the docstring becomes those of the docstrings of ``kind`` and what it inherits.
     """
 
-    make: Callable[..., Options] = kind
+    value: Any = kind
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(function)
@@ -71,13 +72,19 @@ def takes(kind: Callable[P, Options]) -> _Decorator[P, Options]:
         signature = own.replace(parameters=parameters)
 
         @wraps(function)
-        def wrapper(*args: Any, **keywords: Any) -> Any:
+        def wrapper(*args: Any, options: Any = None, **keywords: Any) -> Any:
             try:
                 given = signature.bind(*args, **keywords).arguments
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
             fields = {name: given.pop(name) for name in added if name in given}
-            return function(**given, options=make(**fields))
+            if options is None:
+                return function(**given, options=value(**fields))
+            if fields:
+                raise TypeError(f"{function.__name__}() got {next(iter(fields))} beside options")
+            if not isinstance(options, value):
+                raise ValueError(f"options={options!r}: need {value.__name__}(...)")
+            return function(**given, options=options)
 
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
         if function.__doc__:
@@ -88,11 +95,12 @@ def takes(kind: Callable[P, Options]) -> _Decorator[P, Options]:
 
 
 def _entries(kind: Any, indent: str) -> str:
-    """The entries of the parameters of ``kind``, those that it inherits first."""
-    found = []
+    """The entries of the parameters of ``kind``: first those that it inherits, in its own words."""
+    found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         text = inspect.cleandoc(vars(one).get("__doc__") or "")
-        if "Parameters\n---" in text:
-            entries = text.split("Parameters\n")[1].split("\n", 1)[1].split("\n\n")[0]
-            found += [indent + line for line in entries.split("\n")]
-    return "\n".join(found) + "\n"
+        _, _, listed = text.partition("Parameters\n----------\n")
+        for entry in re.split(r"\n(?=\S)", listed.split("\n\n")[0]):
+            found[entry.partition(" : ")[0]] = entry
+    lines = "\n".join(entry for entry in found.values() if entry).split("\n")
+    return "".join(f"{indent}{line}\n" for line in lines)

@@ -12,29 +12,27 @@ from typing import Any
 
 from torch import Tensor
 
-from logsnr.solvers import PID, Evaluation, Grid, Node, Plan, plan_on_grid, run
+from logsnr.solvers import Evaluation, Grid, Node, Plan, plan_on_grid, run
 from logsnr.solvers.adaptive import adaptive as adaptive_process
+from logsnr.solvers.adaptive_options import AdaptiveSteps
 from logsnr.solvers.grids import node_at
+from logsnr.solvers.keywords import takes
 
 from .algorithm import Algorithm, Loop
 
 
-def adaptive(
-    *,
-    order: int = 3,
-    space: str = "noise",
-    solver_type: str = "dpmsolver",
-    atol: float = 0.0078,
-    rtol: float = 0.05,
-    h_init: float = 0.05,
-    theta: float = 0.9,
-    pid: PID | None = None,
-    t_err: float = 1e-5,
-) -> Algorithm:
-    """Automatic steps (DPM-Solver-12, -23), as `sample_adaptive`, which says what the options do.
+@takes(AdaptiveSteps)
+def adaptive(*, options: AdaptiveSteps) -> Algorithm:
+    """Automatic steps (DPM-Solver-12, -23), as `sample_adaptive`.
 
     The result is (sample, `AdaptiveStats`). ``num_inference_steps`` bounds the evaluations:
     `NFELimitError` if they do not suffice.
+
+    Parameters
+    ----------
+    options : those of `AdaptiveSteps`.
+
+    Raises ValueError for values out of range.
     """
 
     def process(x: Tensor, loop: Loop) -> Generator[Evaluation, Tensor | None, Any]:
@@ -47,19 +45,10 @@ def adaptive(
             loop.schedule,
             x,
             loop.prediction,
-            order=order,
-            space=space,
-            solver_type=solver_type,
-            atol=atol,
-            rtol=rtol,
-            h_init=h_init,
-            theta=theta,
-            pid=pid,
+            **vars(options),
             t_start=first.t,
             t_end=last.t,
-            t_err=t_err,
             max_nfe=loop.allotted - spent - to_data,
-            dense=False,
         )
         if to_data:
             x = yield from _first_order(x, loop, last, loop.nodes[-1])

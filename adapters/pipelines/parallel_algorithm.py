@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from logsnr.solvers import Plan
+from logsnr.solvers.keywords import takes
 from logsnr.solvers.parallel import Sweep, picard
-from logsnr.solvers.parallel.sampling import check_options
+from logsnr.solvers.parallel.options import Picard
 
 from .algorithm import Algorithm, Loop, Process, called, check_fits
 
 
+@dataclass(frozen=True)
+class WindowedPicard(Picard):
+    """How a plan is swept through a pipeline.
+
+    Parameters
+    ----------
+    window : evaluations of the plan in one iteration.
+    """
+
+    window: int | None = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is None:
+            raise ValueError("window=None: need a whole number of at least 1, through a pipeline")
+
+
+@takes(WindowedPicard)
 def parallel(
     plan: Plan | str | Callable[[Loop], Plan],
     *,
-    window: int = 8,
-    tolerance: float = 0.0,
-    update: str = "semilinear",
-    acceleration: str | None = "secant",
-    data_scale: float = 1.0,
-    published: bool = False,
+    options: WindowedPicard,
     callback: Callable[[Sweep], None] | None = None,
 ) -> Algorithm:
     """Picard sweeps over a plan, as `sample_parallel`: an iteration of the pipeline is a sweep.
@@ -35,12 +50,11 @@ def parallel(
     plan : a plan on the pipeline's schedule; or the name of a solver, whose run is then that of
         ``PlanScheduler.from_config(pipe.scheduler.config, solver=plan)``; or a function of the
         `Loop` (``lambda loop: loop.plan("unipc", order=3)``).
-    window : evaluations of the plan in one iteration.
-    tolerance, update, acceleration, data_scale, published, callback : see ``sample_parallel``.
+    options : those of `WindowedPicard`.
+    callback : called with a `Sweep` after every sweep.
 
     Raises ValueError for values out of range.
     """
-    check_options(window, tolerance, update, acceleration, data_scale)
     if not (isinstance(plan, Plan | str) or callable(plan)):
         raise ValueError(f"plan={plan!r}: need a Plan, a solver's name or a function of the loop")
 
@@ -57,12 +71,7 @@ def parallel(
             x,
             loop.prediction,
             draw=loop.noise,
-            window=window,
-            tolerance=tolerance,
-            update=update,
-            acceleration=acceleration,
-            data_scale=data_scale,
-            published=published,
+            options=options,
             from_start=True,
             watch=callback,
         )
@@ -71,7 +80,7 @@ def parallel(
         process,
         iterations=plan.nfe if isinstance(plan, Plan) else None,
         edits=False,
-        groups=window,
+        groups=options.window,
         solver=plan if isinstance(plan, str) else None,
-        opening=lambda loop: called(chosen(loop))[:window],
+        opening=lambda loop: called(chosen(loop))[: options.window],
     )

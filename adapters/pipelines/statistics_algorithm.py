@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from logsnr.solvers import FlowMatching
+from logsnr.solvers.keywords import takes
 from logsnr.solvers.model_statistics import OWN_NFE, estimation
 from logsnr.solvers.model_statistics.contest import EVALUATIONS, MOST_STARTS
 from logsnr.solvers.model_statistics.derivatives import RIPPLE_STEP
+from logsnr.solvers.model_statistics.options import Estimation
 
 from .algorithm import Algorithm, Loop, Process
 
 LARGEST_SHIFT = 16
 
 
-def statistics(
-    data: Any = None,
-    *,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    nodes: int = 120,
-    samples: int = 256,
-    groups: int = 8,
-    lam_step: float = RIPPLE_STEP,
-    check: bool = True,
-    **options: Any,
-) -> Algorithm:
+@dataclass(frozen=True)
+class PipelineEstimation(Estimation):
+    """What an estimation through a pipeline is told; the pipeline says what its states are.
+
+    Parameters
+    ----------
+    t_start, t_end : the range; by default all of training, wherever the pipeline begins and ends.
+    lam_step : the step of the derivative along the ODE. The networks of pipelines embed their
+        times by sines; the default averages over what ripple that leaves in their outputs.
+    about : JSON values that name the network and its guidance.
+    """
+
+    nodes: int = 120
+    samples: int = 256
+    _: KW_ONLY
+    lam_step: float | None = RIPPLE_STEP
+    about: dict[str, Any] | None = None
+
+
+@takes(PipelineEstimation)
+def statistics(data: Any = None, *, options: PipelineEstimation, groups: int = 8) -> Algorithm:
     """Empirical model statistics as ``estimate_ems``, for the latents of a pipeline and one prompt.
 
     The result is an `EMS`, for ``PlanScheduler(solver="dpm-solver-v3", ems=...)``; it belongs to
@@ -39,36 +51,32 @@ def statistics(
     ----------
     data : latents (M, *event) as the pipeline's states are shaped, or None for samples that the
         model draws itself.
-    t_start, t_end : the range; by default all of training, wherever the pipeline begins and ends.
-    lam_step : the step of the derivative along the ODE. The networks of pipelines embed their
-        times by sines; the default averages over what ripple that leaves in their outputs.
-    nodes, samples, check, options : of ``estimate_ems``.
+    groups : evaluations in one iteration.
+    options : those of `PipelineEstimation`.
     """
 
     def process(x: Tensor, loop: Loop) -> Process:
         start, end = training_range(loop)
+        given = dict(vars(options))
+        given["t_start"] = start if options.t_start is None else options.t_start
+        given["t_end"] = end if options.t_end is None else options.t_end
         return estimation(
             loop.schedule,
             data,
-            start if t_start is None else t_start,
-            end if t_end is None else t_end,
-            nodes,
-            samples,
+            **given,
             prediction=loop.prediction,
             batch_size=groups,
-            lam_step=lam_step,
             shape=None if data is not None else x.shape[1:],
             dtype=x.dtype,
             device=x.device,
-            check=check,
-            **options,
         )
 
+    nodes, samples = options.nodes, options.samples
     # Five evaluations a sample and node, with a few nodes beyond the ends; its own samples first.
     # Standard errors come from at least eight groups of samples, which bounds what goes together.
     together = min(groups, max(1, samples // 8))
     iterations = -(-samples // together) * (5 * (nodes + 3) + OWN_NFE)
-    if check:
+    if options.check:
         iterations += -(-min(MOST_STARTS, samples) // groups) * EVALUATIONS
     return Algorithm(process, iterations=iterations, edits=False, groups=groups)
 

@@ -11,7 +11,7 @@ import torch
 from logsnr.benchmarks.embedded import DIGITS
 from logsnr.benchmarks.harness.contenders import parse_contender
 from logsnr.solvers import SOLVERS, Plan, make_plan
-from logsnr.solvers.parallel.options import check_options
+from logsnr.solvers.parallel.options import Picard
 
 SEQUENTIAL, THROUGHPUT = "sequential", "throughput"
 MODES: dict[str, dict[str, Any]] = {
@@ -88,9 +88,9 @@ class Settings:
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{name}={list(given)}: need at least one, and each entry once")
         for window in self.windows:
-            check_options(window, 0.0, "literal", None, 1.0)
+            Picard(window)
         for tolerance in self.tolerances:
-            check_options(None, tolerance, "literal", None, 1.0)
+            Picard(tolerance=tolerance)
         for name in ("batch", "max_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least 1")

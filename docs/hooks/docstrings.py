@@ -7,6 +7,8 @@ paragraph that is none.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -39,10 +41,35 @@ def _lines(lines: list[str]) -> Iterator[str]:
             yield line
 
 
+def as_called(function: griffe.Function) -> None:
+    """Give a function whose options are declared in a class the signature that its callers see."""
+    real = getattr(importlib.import_module(function.module.path), function.name)
+    kinds = {
+        inspect.Parameter.POSITIONAL_OR_KEYWORD: griffe.ParameterKind.positional_or_keyword,
+        inspect.Parameter.KEYWORD_ONLY: griffe.ParameterKind.keyword_only,
+    }
+    function.parameters = griffe.Parameters(
+        *(
+            griffe.Parameter(
+                p.name,
+                kind=kinds[p.kind],
+                default=None if p.default is p.empty else repr(p.default),
+            )
+            for p in inspect.signature(real).parameters.values()
+        )
+    )
+    if function.docstring is not None:
+        function.docstring.value = inspect.getdoc(real) or ""
+
+
 class Lists(griffe.Extension):
     """Rewrites every docstring when its object has been read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe with each module, class, function and attribute."""
+        if isinstance(obj, griffe.Function) and any(
+            str(decorator.value).startswith("takes(") for decorator in obj.decorators
+        ):
+            as_called(obj)
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value)

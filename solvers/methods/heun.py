@@ -21,10 +21,9 @@ which is of order 2 from pure noise at t = 1 on. (Euler's method is the same in 
 
 from __future__ import annotations
 
-import math
-
 from .. import scalar
 from ..grids import Grid
+from ..keywords import takes
 from ..plan import Node, Plan
 from ..registry import is_in_time, solver
 from .runge_kutta import EULER, Churn, Tableau, runge_kutta
@@ -39,18 +38,15 @@ from .runge_kutta import EULER, Churn, Tableau, runge_kutta
     paper="karras2022edm",
     spaces=("noise",),
 )
+@takes(Churn)
 def euler(
     grid: Grid,
     nfe: int | None = None,
     *,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    options: Churn,
 ) -> Plan:
     """Euler's method in sigma, order 1, one evaluation a step; options as in `heun`."""
-    churn = Churn(s_churn, s_min, s_max, s_noise)
-    return runge_kutta(grid, nfe, 1, lambda count, start, end: EULER, churn)
+    return runge_kutta(grid, nfe, 1, lambda count, start, end: EULER, options)
 
 
 @solver(
@@ -62,16 +58,14 @@ def euler(
     paper="karras2022edm",
     spaces=("noise",),
 )
+@takes(Churn)
 def heun(
     grid: Grid,
     nfe: int | None = None,
     *,
     r: float = 1.0,
     variable: str = "sigma",
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    options: Churn,
 ) -> Plan:
     """Heun's method, order 2, two evaluations a step.
 
@@ -83,21 +77,18 @@ def heun(
     r : place of the second evaluation, in (0, 1].
     variable : "sigma" (EDM's sampler), or "time" on `FlowMatching`, where only the step to
         sigma = 0 is an Euler step.
-    s_churn, s_min, s_max : before a step from sigma/alpha in [s_min, s_max], raise the noise level
-        by min(s_churn / steps, sqrt(2) - 1) of itself.
-    s_noise : amplitude of the added noise; other values than 1 leave the marginals.
+    options : those of `Churn`.
 
     Raises ValueError for values out of range.
     """
     _check_r(r)
     straight = is_in_time(variable, grid.schedule)
-    churn = Churn(s_churn, s_min, s_max, s_noise)
     return runge_kutta(
         grid,
         nfe,
         2,
         lambda count, start, end: _two_stage(count, r, r),
-        churn,
+        options,
         straight=straight,
     )
 
@@ -111,15 +102,13 @@ def heun(
     paper="lu2022dpm",
     spaces=("noise",),
 )
+@takes(Churn)
 def dpm2(
     grid: Grid,
     nfe: int | None = None,
     *,
     r: float = 0.5,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
+    options: Churn,
 ) -> Plan:
     """A midpoint rule whose midpoint is one in lambda, order 2, two evaluations a step.
 
@@ -134,7 +123,7 @@ def dpm2(
         c = scalar.expm1(-r * h) / scalar.expm1(-h) if h > 0 else r
         return _two_stage(count, c, r)
 
-    return runge_kutta(grid, nfe, 2, method, Churn(s_churn, s_min, s_max, s_noise))
+    return runge_kutta(grid, nfe, 2, method, options)
 
 
 def _two_stage(count: int, c: float, r: float) -> Tableau:

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from .. import scalar
 from ..grids import Grid, node_at
@@ -69,28 +68,39 @@ Method = Callable[[int, Node, Node], Tableau]
 """(number of stages, start, end of the step) -> tableau."""
 
 
-class Churn(NamedTuple):
-    """EDM's S_churn, S_min, S_max and S_noise; the range is of rho = sigma / alpha."""
+@dataclass(frozen=True)
+class Churn:
+    """EDM's noise before a step.
 
-    amount: float = 0.0
-    low: float = 0.0
-    high: float = math.inf
-    noise: float = 1.0
+    Parameters
+    ----------
+    s_churn, s_min, s_max : before a step from sigma/alpha in [s_min, s_max], raise the noise level
+        by min(s_churn / steps, sqrt(2) - 1) of itself.
+    s_noise : amplitude of the added noise; other values than 1 leave the marginals.
 
-    def checked(self) -> Churn:
-        """Itself, or ValueError naming the entry that is out of range."""
-        if not 0 <= self.amount < math.inf:
-            raise ValueError(f"s_churn={self.amount!r}: need a number of at least 0")
-        if not 0 <= self.low <= self.high:
-            raise ValueError(f"s_min={self.low!r}, s_max={self.high!r}: need 0 <= s_min <= s_max")
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"s_noise={self.noise!r}: need a number of at least 0")
-        return self
+    Raises ValueError naming the option that is out of range.
+    """
+
+    _: KW_ONLY
+    s_churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.s_churn < math.inf:
+            raise ValueError(f"s_churn={self.s_churn!r}: need a number of at least 0")
+        if not 0 <= self.s_min <= self.s_max:
+            raise ValueError(
+                f"s_min={self.s_min!r}, s_max={self.s_max!r}: need 0 <= s_min <= s_max"
+            )
+        if not 0 <= self.s_noise < math.inf:
+            raise ValueError(f"s_noise={self.s_noise!r}: need a number of at least 0")
 
     def gamma(self, node: Node, steps: int) -> float:
         """By how much to raise the noise level at ``node`` in a run of ``steps`` steps."""
-        inside = node.alpha > 0 and self.low <= node.sigma / node.alpha <= self.high
-        return min(self.amount / steps, MAX_CHURN) if inside else 0.0
+        inside = node.alpha > 0 and self.s_min <= node.sigma / node.alpha <= self.s_max
+        return min(self.s_churn / steps, MAX_CHURN) if inside else 0.0
 
 
 def runge_kutta(
@@ -109,7 +119,7 @@ def runge_kutta(
     is left, which is the last with sigma > 0. ``straight`` chooses the frame of the velocity, for
     schedules that are linear in t. Raises ValueError if nfe does not fit an explicit grid.
     """
-    churn = (churn or Churn()).checked()
+    churn = churn or Churn()
     nodes, counts = layout(grid, nfe, stages, from_noise=straight)
     gammas = [churn.gamma(node, len(counts)) for node in nodes]
     for i in range(1, len(nodes)):
@@ -123,10 +133,10 @@ def runge_kutta(
     for i, (start, end, _) in enumerate(steps):
         if start is not nodes[i]:
             above = nodes[i - 1].lam if i > 0 else -math.inf
-            rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.noise))
+            rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.s_noise))
         _step(rows, end, tableaus[i], inner[i], straight)
     noisy = any(row.noise for row in rows)
-    return Plan(tuple(rows), consistent=churn.noise == 1 or not noisy)
+    return Plan(tuple(rows), consistent=churn.s_noise == 1 or not noisy)
 
 
 def layout(

@@ -38,10 +38,11 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..keywords import takes
 from ..noise import noise_source
 from ..plan import Coefficient, Plan
 from ..requests import Evaluate, drive_batches, evaluator
-from .options import check_options
+from .options import Picard
 from .sweeps import ParallelStats, picard
 
 MODES, DIMENSION, SCALE = 16, 128, 0.1
@@ -88,24 +89,21 @@ def _range(count: int) -> tuple[int, int]:
     return int(SPREAD[0] * count), -int(-SPREAD[1] * count // 1)
 
 
+@takes(Picard)
 def predict(
     plan: Plan,
-    window: int | None = None,
-    tolerance: float = 0.0,
     *,
+    options: Picard,
     devices: int = 1,
     throughput: Mapping[int, float] | None = None,
     overhead: float = 0.0,
-    update: str = "semilinear",
-    acceleration: str | None = "secant",
-    data_scale: float = 1.0,
-    published: bool = False,
 ) -> Cost:
     """What ``sample_parallel(denoise, x_T, plan, window, tolerance, ...)`` will cost.
 
     Parameters
     ----------
-    plan, window, tolerance, update, acceleration, data_scale, published : of the run.
+    plan : of the run.
+    options : those of `Picard`.
     devices : that share the groups of every sweep.
     throughput : groups -> seconds of one network call on so many, as ``measure_throughput`` gives
         it. Default: a device gains nothing from a larger batch, t(p) = p, and times are in
@@ -118,22 +116,11 @@ def predict(
         raise ValueError(f"devices={devices!r}: need a whole number of at least 1")
     if not overhead >= 0:
         raise ValueError(f"overhead={overhead!r}: need a number of at least 0")
-    check_options(window, tolerance, update, acceleration, data_scale)
     plain = without_tensors(plan)
     x_T, evaluate = stand_in(plain)
-    process = picard(
-        plain,
-        x_T,
-        draw=noise_source(torch.Generator().manual_seed(0)),
-        window=window,
-        tolerance=tolerance,
-        update=update,
-        acceleration=acceleration,
-        data_scale=data_scale,
-        published=published,
-    )
+    draw = noise_source(torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, stats = drive_batches(process, evaluate)
+        _, stats = drive_batches(picard(plain, x_T, draw=draw, options=options), evaluate)
     return cost(plan, stats, devices=devices, throughput=throughput, overhead=overhead)
 
 

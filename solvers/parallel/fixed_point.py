@@ -45,8 +45,6 @@ from ..segments import made_once, maps
 from ..terms import combination
 from .secants import Secants
 
-UPDATES = ("semilinear", "literal")
-
 
 @dataclass(frozen=True, eq=False)
 class System:

@@ -28,6 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..keywords import takes
 from ..noise import NoiseSource
 from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
@@ -44,10 +45,8 @@ from .fixed_point import (
     system_of,
     targets,
 )
+from .options import Init, Picard
 from .secants import Evaluated, Secants, measured
-
-Init = Callable[[Node], Tensor]
-"""A node -> a guess (B, *event) of the states there."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,14 @@ class ParallelStats:
 Process = Generator[Batch, Tensor, tuple[Tensor, ParallelStats]]
 
 
+@takes(Picard)
 def picard(
     plan: Plan,
     x: Tensor,
     prediction: str = "sample",
     *,
     draw: NoiseSource,
-    window: int | None = None,
-    tolerance: float = 0.0,
-    update: str = "semilinear",
-    acceleration: str | None = "secant",
-    data_scale: float = 1.0,
-    published: bool = False,
+    options: Picard,
     init: Init | None = None,
     from_start: bool = False,
     watch: Callable[[Sweep], None] | None = None,
@@ -109,15 +104,16 @@ def picard(
     """Generator over the sweeps of ``plan`` from the start state x (B, *event).
 
     Send it the network's outputs, of type ``prediction``, at the states and nodes of each batch;
-    see `sample_parallel` for the options. With ``from_start`` the first sweep evaluates x itself
-    at all nodes, which is what a pipeline does before it can be told otherwise. Returns the sample
-    and what it took. States and targets are kept in float32 or better; every state handed out has
-    x's dtype.
+    see `Picard` for the options. With ``from_start`` the first sweep evaluates x itself at all
+    nodes, which is what a pipeline does before it can be told otherwise. Returns the sample and
+    what it took. States and targets are kept in float32 or better; every state handed out has x's
+    dtype.
     """
     parts, n = system_of(plan, prediction), plan.nfe
-    size = n if window is None else min(window, n)
-    gaussian = _slopes(plan, data_scale)
-    slopes = None if update == "literal" else gaussian
+    tolerance, published = options.tolerance, options.published
+    size = n if options.window is None else min(options.window, n)
+    gaussian = _slopes(plan, options.data_scale)
+    slopes = None if options.update == "literal" else gaussian
     scales = torch.tensor(variances(plan), dtype=torch.float64).sqrt()
     limits = torch.full_like(scales, SHARE * tolerance)
     if published:
@@ -148,7 +144,7 @@ def picard(
         g = targets(parts, rows, output, states)
         held.store(here, g)
         secants = None
-        if acceleration is not None and slopes is not None:
+        if options.acceleration is not None and slopes is not None:
             now = Evaluated(begin, states, g)
             secants, previous = measured(previous, now, slopes), now
         x0 = to_data(prediction, plan.rows[rows[-1]].node)(output[-1], states[-1])
