@@ -48,16 +48,11 @@ def as_called(function: griffe.Function) -> None:
         inspect.Parameter.POSITIONAL_OR_KEYWORD: griffe.ParameterKind.positional_or_keyword,
         inspect.Parameter.KEYWORD_ONLY: griffe.ParameterKind.keyword_only,
     }
-    function.parameters = griffe.Parameters(
-        *(
-            griffe.Parameter(
-                p.name,
-                kind=kinds[p.kind],
-                default=None if p.default is p.empty else repr(p.default),
-            )
-            for p in inspect.signature(real).parameters.values()
-        )
-    )
+    parameters = []
+    for p in inspect.signature(real).parameters.values():
+        default = None if p.default is p.empty else repr(p.default)
+        parameters.append(griffe.Parameter(p.name, kind=kinds[p.kind], default=default))
+    function.parameters = griffe.Parameters(*parameters)
     if function.docstring is not None:
         function.docstring.value = inspect.getdoc(real) or ""
 
