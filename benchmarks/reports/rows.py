@@ -117,7 +117,13 @@ class Table:
         return found
 
     def reference(self, key: str) -> Spread | None:
-        """What the converged solutions of all seeds have under this key."""
+        """What the converged solutions of all seeds have under this key.
+
+        None where they have fewer samples than the contenders and the count matters.
+        """
+        fewer = self.setting.facts.get("problem.reference_samples", "null")
+        if key != "error_bar" and fewer not in ("null", str(self.setting.samples)):
+            return None
         return _spread(entry.record.get(key) for entry in self.setting.references.values())
 
     def real(self, key: str) -> Spread | None:
