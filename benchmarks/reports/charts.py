@@ -14,7 +14,7 @@ from html import escape
 from itertools import count
 
 WIDTH, HEIGHT = 480, 340
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 48
 COLOURS, MARKERS = 8, 5
 
 
@@ -175,7 +175,7 @@ def _axes(x: Axis, y: Axis, ticks: Sequence[float], x_title: str, y_title: str) 
         f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}"/>'
         f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" '
         f'text-anchor="middle">{escape(x_title)}</text>'
-        f'<text class="name" transform="translate(13 {middle}) rotate(-90)" '
+        f'<text class="name" transform="translate(12 {middle}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_title)}</text>'
     )
     return "".join(parts)

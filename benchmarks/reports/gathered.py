@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from logsnr.benchmarks.harness.protocol import Record, identity, text_of
+from logsnr.benchmarks.harness.protocol import Record, identity, key_of, text_of
 from logsnr.benchmarks.harness.records import load, record_files
 
 REFERENCE = "reference"
@@ -75,17 +75,10 @@ def gather(folders: Sequence[Path]) -> Gathered:
     settings: dict[str, Setting] = {}
     seen: dict[str, Entry] = {}
     for entry in entries:
-        record = entry.record
+        record, what = entry.record, identity(entry.record)
         if record["solver"] != REFERENCE and type(record["nfe"]) is not int:
             notes.append(f"{entry.folder}: {record['solver']} has nfe={record['nfe']!r}, left out")
             continue
-        protocol = {key: record[key] for key in ("model", "problem")}
-        key = text_of(protocol)
-        if key not in settings:
-            letter = _letter(len(settings))
-            settings[key] = Setting(letter, _plain(record["model"]), dict(leaves(protocol)))
-        setting = settings[key]
-        what = identity(record)
         if what in seen:
             notes.append(
                 f"{entry.folder} and {seen[what].folder} both have {record['solver']}, "
@@ -94,10 +87,40 @@ def gather(folders: Sequence[Path]) -> Gathered:
             continue
         seen[what] = entry
         if record["solver"] == REFERENCE:
-            setting.references[record["seed"]] = entry
-        else:
-            setting.entries.append(entry)
-    return Gathered([setting for setting in settings.values() if setting.entries], notes)
+            continue
+        protocol = {key: record[key] for key in ("model", "problem")}
+        key = text_of(protocol)
+        if key not in settings:
+            letter = _letter(len(settings))
+            settings[key] = Setting(letter, _plain(record["model"]), dict(leaves(protocol)))
+        settings[key].entries.append(entry)
+    references = [entry for entry in seen.values() if entry.record["solver"] == REFERENCE]
+    for setting in settings.values():
+        setting.references.update(_references(setting, references))
+    return Gathered(list(settings.values()), notes)
+
+
+def _references(setting: Setting, references: Sequence[Entry]) -> dict[Any, Entry]:
+    """By seed, the converged solutions that the setting's distances are taken to.
+
+    A record names its own in ``against``. One that names none has the solution of its problem,
+    where the evaluations of the reference are no part of what is solved.
+    """
+    named = {entry.record.get("against") for entry in setting.entries} - {None}
+    problem = _without_reference(setting.entries[0].record)
+    found = {}
+    for entry in references:
+        record = entry.record
+        if key_of(record) in named if named else _without_reference(record) == problem:
+            found.setdefault(record["seed"], entry)
+    return found
+
+
+def _without_reference(record: Record) -> str:
+    problem = record["problem"]
+    if isinstance(problem, Mapping):
+        problem = {key: value for key, value in problem.items() if key != REFERENCE}
+    return text_of([record["model"], problem])
 
 
 def disagreements(settings: Sequence[Setting]) -> list[tuple[str, list[str]]]:

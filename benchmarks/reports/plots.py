@@ -18,7 +18,7 @@ from logsnr.benchmarks.reports.samples import Samples
 
 INK, MUTED, RULE = "#16191d", "#59636e", "#d9dee4"
 COLOURS = (
-    "#0b64b4", "#c8500b", "#0a8460", "#b04a8e", "#a97400", "#3b93c9", "#6f4fa3", "#6c7a12",
+    "#0b64b4", "#c8500b", "#0a8460", "#b04a8e", "#a97400", "#0d9fb5", "#6f4fa3", "#6c7a12",
 )  # fmt: skip
 MARKERS = "os^Dv"
 DPI = 120

@@ -14,6 +14,7 @@ from report_cases import CONTENDERS, NFE, SEEDS, problem, write
 from typer.testing import CliRunner
 
 from logsnr.benchmarks.__main__ import app
+from logsnr.benchmarks.harness.protocol import key_of
 from logsnr.benchmarks.harness.records import append, record_file
 from logsnr.benchmarks.reports.charts import Axis, Level, Line, Point, line_chart
 from logsnr.benchmarks.reports.figures import against_nfe, front_rows
@@ -172,6 +173,27 @@ def test_folders_of_one_protocol_stand_in_one_table(tmp_path):
     (setting,) = found.settings
     assert tabulate(setting).contenders == ("unipc", "ipndm")
     assert sum("the first is shown" in note for note in found.notes) == len(NFE) * 3 + 3
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_reference_of_a_setting_is_the_one_its_distances_are_taken_to(tmp_path, named):
+    """Its evaluations are a part of the contenders' protocol, and not of its own."""
+    reference = one(solver="reference", options={"evaluations": [200, 150]}, nfe=None, fid=2.0)
+    other = reference | {"options": {"evaluations": [40, 30]}, "fid": 9.0}
+    if not named:
+        other["problem"] = problem(guidance=3.0)
+    against = {"against": key_of(reference)} if named else {}
+    ours = one(problem=problem(reference=[200, 150]), **against)
+    (table,) = report(tmp_path, other, reference, ours, ours | {"nfe": 9})
+    assert table.reference("fid").mean == 2.0
+
+
+def test_a_reference_of_fewer_samples_is_no_measure_of_a_distribution(tmp_path):
+    fewer = problem(samples=200, reference_samples=50)
+    reference = one(solver="reference", nfe=None, problem=fewer, fid=30.0, error_bar=1e-3)
+    (table,) = report(tmp_path, reference, one(problem=fewer, fid=5.0))
+    assert table.reference("fid") is None and table.reference("error_bar").mean == 1e-3
+    assert "The converged solution has" not in html_of(tmp_path)
 
 
 def test_other_releases_are_said(tmp_path):
