@@ -108,7 +108,7 @@ def _references(setting: Setting, references: Sequence[Entry]) -> dict[Any, Entr
     """
     named = {entry.record.get("against") for entry in setting.entries} - {None}
     problem = _without_reference(setting.entries[0].record)
-    found = {}
+    found: dict[Any, Entry] = {}
     for entry in references:
         record = entry.record
         if key_of(record) in named if named else _without_reference(record) == problem:
