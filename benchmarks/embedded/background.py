@@ -26,13 +26,20 @@ def load_background() -> Tensor:
     return load_file(BACKGROUND_FILE)["background"]
 
 
-def background_deviation(x: Tensor, labels: Tensor) -> dict[int, float]:
-    """Root mean square distance from black, -1, in the background of each digit among the labels.
+def background_deviation(x: Tensor, labels: Tensor) -> Tensor:
+    """Root mean square distance from black, -1, in the background of each sample, (B,).
 
-    x: (B, 1, 28, 28), pooled over the samples and pixels of a digit. labels: (B,) in 0..9.
+    x: (B, 1, 28, 28). labels: (B,) in 0..9, the digits that they show.
     """
-    background = load_background().to(x.device)
+    inside = load_background().to(x.device)[labels]
+    squares = (x[:, 0] + 1).square() * inside
+    return (squares.sum((1, 2)) / inside.sum((1, 2))).sqrt()
+
+
+def by_digit(deviation: Tensor, labels: Tensor) -> dict[int, tuple[float, float]]:
+    """The deviation of each digit's samples together, and that of its median sample."""
+    parts = {digit: deviation[labels == digit] for digit in sorted(set(labels.tolist()))}
     return {
-        digit: (x[labels == digit][:, 0][:, background[digit]] + 1).square().mean().sqrt().item()
-        for digit in sorted(set(labels.tolist()))
+        digit: (part.square().mean().sqrt().item(), part.median().item())
+        for digit, part in parts.items()
     }

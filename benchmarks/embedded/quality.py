@@ -4,18 +4,20 @@
 
 prints the Frechet distance of converged samples to the real images beside that of other real
 images of the same number, how many samples show what their labels ask for, and how clean the
-background of the digits is. `docs/models.md` has the numbers.
+background of the digits is. `docs/models.md` has the numbers. `--picture FILE` draws the samples.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from logsnr.benchmarks.embedded.background import background_deviation
+from logsnr.benchmarks.embedded.background import background_deviation, by_digit
 from logsnr.benchmarks.embedded.face_labels import ATTRIBUTES, split_labels
 from logsnr.benchmarks.embedded.models import (
     DIGITS,
@@ -67,6 +69,17 @@ def agreement(model: EmbeddedModel, x: Tensor, labels: Tensor) -> dict[str, floa
     }
 
 
+def draw(model: EmbeddedModel, x: Tensor, file: Path, width: int = 896) -> None:
+    """Write the samples as rows of a PNG of that width, pixels enlarged by a whole factor."""
+    scale = 64 // model.shape[-1]
+    images = model.pictures(x).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    columns = width // images.shape[-1]
+    images = images[: len(images) // columns * columns].mul(255).round().byte()
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
+    pixels = torch.cat(rows, dim=1).expand(3, -1, -1).permute(1, 2, 0).contiguous()
+    Image.fromarray(pixels.numpy()).save(file)
+
+
 def main() -> None:
     """Read the command line, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -75,11 +88,14 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--picture", type=Path, help="write the samples as a PNG")
     args = parser.parse_args()
     model = embedded_model(args.model)
     x, labels = converged_samples(
         model, args.samples, nfe=args.nfe, seed=args.seed, guidance=args.guidance
     )
+    if args.picture is not None:
+        draw(model, x, args.picture)
     network, reference = model.load_feature_network(), model.load_reference_statistics()
     distance = fid(x, network, reference)
     print(f"{distance.name} of {args.samples} converged samples: {distance.value:.3f}")
@@ -87,7 +103,8 @@ def main() -> None:
     print("of real images:", dict(sorted(floors.items(), key=lambda item: int(item[0][6:]))))
     print("as asked for:", agreement(model, x, labels))
     if model is DIGITS:
-        print("background:", background_deviation(x, labels))
+        for digit, parts in by_digit(background_deviation(x, labels), labels).items():
+            print(f"background of the {digit}: all {parts[0]:.3f}, median sample {parts[1]:.3f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from logsnr.benchmarks.embedded import (
     CLASSIFIER_FOLDER,
+    DIGITS,
     EMBEDDED_MODELS,
     MODEL_FOLDER,
     NULL_LABEL,
@@ -29,8 +30,10 @@ from logsnr.benchmarks.embedded import (
     load_scheduler_config,
     load_unet,
 )
+from logsnr.benchmarks.embedded.background import background_deviation, by_digit
 from logsnr.benchmarks.embedded.classifiers import WEIGHTS_FILE
 from logsnr.benchmarks.embedded.models import STATISTICS_FILE
+from logsnr.benchmarks.embedded.quality import converged_samples
 from logsnr.benchmarks.metrics.frechet import fid
 
 
@@ -149,6 +152,17 @@ def test_the_stock_pipeline_runs(arguments):
     images = pipe(batch_size=2, num_inference_steps=2, generator=rng, output_type="pt").images
     assert images.shape == (2, 1, 28, 28) and images.isfinite().all()
     assert images.min() >= 0 and images.max() <= 1 and images.std() > 0
+
+
+def test_the_background_of_converged_digits_is_clean():
+    """Black, as in the training images, where the deviation is .01 to .02; it was up to .11."""
+    x, labels = converged_samples(DIGITS, 20, nfe=30)
+    deviation = background_deviation(x, labels)
+    assert deviation.median() < 0.02
+    assert deviation.square().mean().sqrt() <= 0.04
+    grey = background_deviation(x + 0.1, labels)
+    assert (grey > 0.08).all()
+    assert by_digit(deviation, labels)[3][1] == deviation[labels == 3].median()
 
 
 # One interface
