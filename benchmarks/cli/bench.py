@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from logsnr.benchmarks.cli.command_line import folder, numbers, options, working, wrote
+from logsnr.benchmarks.cli.command_line import (
+    folder,
+    numbers,
+    options,
+    progress,
+    working,
+    wrote,
+)
 
 
 def bench(
@@ -80,7 +87,7 @@ def bench(
         folder(out)
     with ranks(timeout=timeout) as here:
         with options(), working(kept=out):
-            records = measure(asked, out, here)
+            records = measure(asked, out, here, lambda total: progress(total, "evaluations"))
         if here.rank != 0:
             return
     from logsnr.benchmarks.reports.terminal import print_tables

@@ -32,9 +32,12 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import diffusers
 import torch
 from torch import Tensor
 
+from logsnr.adapters import PlanScheduler
+from logsnr.adapters.config.noise_schedules import is_flow
 from logsnr.adapters.k_diffusion import to_k_diffusion
 from logsnr.benchmarks.harness.contenders import PASTED, STOCK, Contender, steps_for
 from logsnr.solvers import Denoiser, NoiseSchedule, Plan, sample
@@ -97,11 +100,18 @@ class SchedulerSampling:
     @cached_property
     def scheduler(self) -> Any:
         """Made from the model's config, and ended where plans end."""
-        has = inspect.signature(self.contender.kind).parameters
+        name = self.contender.name
+        if name == STOCK:
+            name = str(self.config.get("_class_name", STOCK))
+            if getattr(diffusers, name, None) is None:
+                raise ValueError("this network's config names no scheduler of its own")
+        kind = Contender(name, {}).kind
+        has = inspect.signature(kind).parameters
         ends = {key: value for key, value in self.ends.items() if key in has}
-        options = {**ends, **self.contender.options}
+        flow = {} if kind is PlanScheduler else _flow_options(self.config, kind)
+        options = {**ends, **flow, **self.contender.options}
         own = SimpleNamespace(config=dict(self.config))
-        return Contender(self.contender.name, options).scheduler(own)
+        return Contender(name, options).scheduler(own)
 
     @cached_property
     def steps(self) -> int:
@@ -128,12 +138,31 @@ class SchedulerSampling:
             network_time=lambda index: index,
         )
         scheduler.set_timesteps(self.steps)
-        x = z * scheduler.init_noise_sigma
+        x = z * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flows have none,
+        scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # nor do they scale
         for t in scheduler.timesteps:
-            out = network.evaluate(scheduler.scale_model_input(x, t), float(t))
+            out = network.evaluate(scaled(x, t), float(t))
             x = scheduler.step(out, t, x, **more).prev_sample
         after = [generator.get_state() for generator in draw]
         return x, not all(map(torch.equal, before, after))
+
+
+def _flow_options(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """What a scheduler must be told of a model of flow matching, whose config does not say it.
+
+    Raises ValueError for schedulers that do not know such models.
+    """
+    name = kind.__name__
+    if not is_flow(config) or name.startswith("FlowMatch"):
+        return {}
+    if "use_flow_sigmas" not in inspect.signature(kind).parameters:
+        raise ValueError(f"{name} does not know models of flow matching")
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    return {
+        "use_flow_sigmas": True,
+        "prediction_type": "flow_prediction",
+        "flow_shift": 1.0 if shift is None else shift,
+    }
 
 
 @dataclass(frozen=True)
@@ -222,8 +251,6 @@ def sampling(
         if contender.plan.nfe != nfe:
             raise ValueError(f"nfe={nfe}: {contender.name} has {contender.plan.nfe} evaluations")
         return PlanSampling(contender.plan)
-    if contender.name == STOCK:
-        raise ValueError("a network has no scheduler of its own")
     if contender.stock or contender.name == PASTED:
         if config is None:
             raise ValueError("this network has no config for a scheduler of diffusers")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from logsnr.benchmarks.cli.command_line import Update, progress
 from logsnr.benchmarks.harness.comparison import Comparison, check_study
 from logsnr.benchmarks.harness.files import claim, locked
 from logsnr.benchmarks.harness.protocol import Record
@@ -17,13 +16,22 @@ from logsnr.benchmarks.harness.study import Job, jobs
 from logsnr.benchmarks.harness.suite import Suite, claimed
 from logsnr.solvers.processes import Ranks
 
-UNIT = "evaluations"
+Update = Callable[[float, str], None]
+Progress = Callable[[float], AbstractContextManager[Update]]
+"""The total of the work -> what is told how much is done, and what is being done."""
 
 
-def measure(suite: Suite, out: Path, ranks: Ranks) -> list[Record]:
+@contextmanager
+def quietly(total: float) -> Iterator[Update]:
+    """No progress."""
+    yield lambda done, text: None
+
+
+def measure(suite: Suite, out: Path, ranks: Ranks, progress: Progress = quietly) -> list[Record]:
     """Every record of the suite, in its order, made where the folder lacks it.
 
     ranks : the processes that share the work; all of them get all records.
+    progress : shown by the first of them.
 
     Raises ValueError, before a network is evaluated, for a subject that cannot be opened, a
     contender that it cannot run, and a folder that holds another suite or belongs to another run.
@@ -36,7 +44,8 @@ def measure(suite: Suite, out: Path, ranks: Ranks) -> list[Record]:
         comparisons.append(Comparison(study, subject, out, measures))
     total = sum(comparison.study.evaluations for comparison in comparisons)
     records: list[Record] = []
-    with ranks.together("the suite"), _owned(suite, out, ranks), _shown(total, ranks) as update:
+    shown = progress if ranks.rank == 0 else quietly
+    with ranks.together("the suite"), _owned(suite, out, ranks), shown(total) as update:
         before = 0.0
         for comparison in comparisons:
             for record in _run(comparison, ranks, before, update):
@@ -72,16 +81,6 @@ def _owned(suite: Suite, out: Path, ranks: Ranks) -> Iterator[None]:
         ranks.barrier("the folder is ours")
         yield
         ranks.barrier("all is written")
-
-
-@contextmanager
-def _shown(total: float, ranks: Ranks) -> Iterator[Update]:
-    """Progress, of the first rank."""
-    if ranks.rank == 0:
-        with progress(total, UNIT) as update:
-            yield update
-    else:
-        yield lambda done, text: None
 
 
 def _tell(text: str) -> None:
