@@ -11,15 +11,11 @@ Distances to the converged solution are such statistics too: the mean square err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from logsnr.benchmarks.metrics.frechet import frechet_distance
-from logsnr.benchmarks.metrics.statistics import FeatureStatistics, merged
 
 Statistics = Mapping[str, Tensor]
 
@@ -66,42 +62,3 @@ def distances(squares: Sequence[Tensor], data_range: float) -> dict[str, Any]:
         "rmse_median": float(each.median()),
         "rmse_worst": float(each.max()),
     }
-
-
-@dataclass(frozen=True)
-class FrechetMeasure:
-    """The Frechet distance of features to those of a data set, from float64 sums.
-
-    features : samples (B, *event) -> features (B, d), float64 on the CPU.
-    reference : statistics of the data set.
-    digest : of the reference statistics.
-    """
-
-    features: Callable[[Tensor], Tensor]
-    reference: FeatureStatistics
-    digest: str
-    name: str = "fid"
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        return {self.name: {"features": self.reference.features, "statistics": self.digest}}
-
-    def of(self, x: Tensor, exact: Tensor | None) -> Statistics:
-        found = FeatureStatistics.of(self.features(x), self.reference.features)
-        return {
-            f"{self.name}.sum": found.sum,
-            f"{self.name}.cov_sum": found.cov_sum,
-            f"{self.name}.count": torch.tensor(found.count),
-        }
-
-    def metrics(self, shards: Sequence[Statistics]) -> Mapping[str, Any]:
-        parts = [
-            FeatureStatistics(
-                shard[f"{self.name}.sum"],
-                shard[f"{self.name}.cov_sum"],
-                int(shard[f"{self.name}.count"]),
-                self.reference.features,
-            )
-            for shard in shards
-        ]
-        return {self.name: frechet_distance(merged(parts), self.reference).value}

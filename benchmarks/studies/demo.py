@@ -19,10 +19,11 @@ from pathlib import Path
 from logsnr.benchmarks.embedded import DIGITS
 from logsnr.benchmarks.harness.comparison import Comparison
 from logsnr.benchmarks.harness.contenders import Contender
+from logsnr.benchmarks.harness.feature_sources import embedded_measure
 from logsnr.benchmarks.harness.protocol import Record
 from logsnr.benchmarks.harness.runner import Runner, Watch
 from logsnr.benchmarks.harness.study import Job, Study, chosen, jobs
-from logsnr.benchmarks.harness.subjects.embedded import embedded_fid, embedded_subject
+from logsnr.benchmarks.harness.subjects.embedded import embedded_subject
 from logsnr.benchmarks.harness.subjects.network import NetworkSubject
 from logsnr.benchmarks.studies.demo_methods import METHODS, NFE, SAMPLES
 
@@ -103,7 +104,7 @@ def load_subject(settings: Settings) -> NetworkSubject:
 
 def comparison(settings: Settings, folder: Path) -> Comparison:
     """What the harness measures, and keeps in ``folder``."""
-    measures = (embedded_fid(DIGITS),)
+    measures = (embedded_measure(DIGITS, ("fid",)),)
     return Comparison(settings.study, load_subject(settings), folder, measures, tolerant=False)
 
 

@@ -1,4 +1,4 @@
-"""The embedded models as subjects, and the measure of their samples in features."""
+"""The embedded models as subjects."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any
 import torch
 
 from logsnr.benchmarks.embedded import EmbeddedModel
-from logsnr.benchmarks.embedded.models import STATISTICS_FILE
-from logsnr.benchmarks.harness.measures import FrechetMeasure
 from logsnr.benchmarks.harness.protocol import file_digest
 from logsnr.benchmarks.harness.subjects.network import NetworkSubject
-from logsnr.benchmarks.metrics.features import Extractor
 
 ENDS = {"final_sigmas_type": "sigma_min", "set_alpha_to_one": False}
 """Ends schedulers at training step 0, the last of the noise schedule, which is where ``make_plan``
@@ -63,14 +60,4 @@ def embedded_subject(
         data_range=2.0,
         stream=True,
         **said,
-    )
-
-
-def embedded_fid(model: EmbeddedModel, device: str = "cpu") -> FrechetMeasure:
-    """The Frechet distance in the features of the model's own classifier."""
-    network = model.load_feature_network(device)
-    return FrechetMeasure(
-        Extractor(network, network.metric_name, network.num_features),
-        model.load_reference_statistics(),
-        file_digest(model.classifier_folder / STATISTICS_FILE),
     )
