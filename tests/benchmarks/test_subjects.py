@@ -47,13 +47,13 @@ def folders(tmp_path_factory):
 def test_a_folder_with_a_unet_is_a_network(folders):
     subject, alone = (unet_subject(str(folders / name)) for name in ("pipeline", "together"))
     assert alone.weights == subject.weights and subject.shape == (3, 8, 8)
-    ours = subject.run(parse_contender("ddim:spacing=trailing"), 6, 0, [2, 5], nothing)
-    theirs = alone.run(parse_contender("DDIM:trailing"), 6, 0, [2, 5], nothing)
-    torch.testing.assert_close(ours.x, theirs.x, atol=1e-2, rtol=1e-3)
+    ours = subject.run(parse_contender("ddim:spacing=trailing"), 10, 0, [2, 5], nothing)
+    theirs = alone.run(parse_contender("DDIM:trailing"), 10, 0, [2, 5], nothing)
+    torch.testing.assert_close(ours.x, theirs.x, atol=1e-1, rtol=1e-3)
     # And both are what a loop over diffusers' own scheduler gives.
     config = {"set_alpha_to_one": False, "timestep_spacing": "trailing", "clip_sample": False}
     scheduler = DDIMScheduler.from_config(DDPMScheduler().config, **config)
-    scheduler.set_timesteps(6)
+    scheduler.set_timesteps(10)
     rng = (torch.Generator().manual_seed(sample_seed(0, index)) for index in (2, 5))
     x = torch.stack([torch.randn(3, 8, 8, generator=generator) for generator in rng])
     for t in scheduler.timesteps:
