@@ -150,3 +150,10 @@ def test_one_noise_that_is_handed_over_is_that_of_every_sample():
         scheduler.set_timesteps(5)
         results.append(drive(scheduler, start(), eta=1.0, variance_noise=given))
     assert torch.equal(*results)
+
+
+def test_noise_of_another_shape_is_named():
+    scheduler = scheduler_for("ddim")
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match=r"variance_noise has shape \(3, 3, 4, 4\)"):
+        drive(scheduler, start(), eta=1.0, variance_noise=torch.zeros(3, *SHAPE[1:]))
