@@ -38,6 +38,7 @@ class Grid:
     snap : move the evaluations of a spaced grid to whole training steps (DiscreteVP only), for
         networks that take integer timesteps; where two fall on one step they spread to the next.
     explicit : the nodes themselves, from noise to data.
+    invert : visit the nodes from data to noise; everything else describes the same grid.
 
     The numbers may be 0-d tensors: the nodes then carry their gradients.
 
@@ -54,6 +55,7 @@ class Grid:
     shift: Number = 1.0
     snap: bool = False
     explicit: tuple[Node, ...] | None = None
+    invert: bool = False
 
     def __post_init__(self) -> None:
         if self.explicit is not None:
@@ -99,6 +101,10 @@ class Grid:
 
     def nodes(self, n: int) -> list[Node]:
         """n + 1 nodes over the whole range. ValueError if an explicit grid has another number."""
+        nodes = self._falling(n)
+        return nodes[::-1] if self.invert else nodes
+
+    def _falling(self, n: int) -> list[Node]:
         if self.explicit is not None:
             if n != self.intervals:
                 raise ValueError(f"times has {len(self.explicit)} entries: need {n + 1}")
@@ -121,6 +127,8 @@ class Grid:
         """
         if n == 1:
             return [start, end]
+        if start.t < end.t:
+            return self.between(end, start, n)[::-1]
         spaced = self.explicit is None and self.spacing not in WHOLE_STEPS
         finite = math.isfinite(plain(start.lam)) and math.isfinite(plain(end.lam))
         spacing = SPACINGS[self.spacing if spaced else "logsnr" if finite else "time"]

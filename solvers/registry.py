@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .grids import Grid, as_number, nodes_at, nodes_at_lams, nodes_at_sigmas
+from .grids import Grid, as_number, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
 from .schedules import FlowMatching, NoiseSchedule
@@ -108,6 +108,7 @@ def make_plan(
     shift: float = 1.0,
     snap: bool = False,
     denoise_to_zero: bool = False,
+    invert: bool = False,
     **options: Any,
 ) -> Plan:
     """The plan of a registered solver on a grid of ``schedule``.
@@ -121,6 +122,8 @@ def make_plan(
     spacing, rho, location, scale, shift, snap : see `Grid`; the default is "auto".
     t_start, t_end : the ends; the defaults are the schedule's.
     denoise_to_zero : end with the data prediction at t_end, one evaluation beyond ``nfe``.
+    invert : run from data to noise, over the nodes of the same grid read backwards; the lists of an
+        explicit grid may stand in either order. Deterministic solvers only.
     options : the solver's own, see its docstring.
 
     Raises ValueError for an unknown solver or option and for values out of range.
@@ -147,10 +150,10 @@ def make_plan(
         for key, value in ruled.items():
             if value is not None:
                 raise ValueError(f"{key}={value!r} was given beside {name}, which is the grid")
-        nodes = tuple(PLACES[name](schedule, values))
+        nodes = tuple(PLACES[name](schedule, _downwards(name, values) if invert else values))
         if len(nodes) < 2:
             raise ValueError(f"{name} has {len(nodes)} entries: need at least 2")
-        grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes)
+        grid = Grid(schedule, nodes[0].t, nodes[-1].t, explicit=nodes, invert=invert)
     else:
         if nfe is None:
             raise ValueError("nfe is missing: give the number of network evaluations, or a grid")
@@ -164,8 +167,17 @@ def make_plan(
             scale=scale,
             shift=shift,
             snap=snap,
+            invert=invert,
         )
     return plan_on_grid(entry.name, grid, nfe, denoise_to_zero=denoise_to_zero, **options)
+
+
+def _downwards(name: str, values: Sequence[float] | Tensor) -> Tensor:
+    """The list from noise to data, whichever way it was given."""
+    listed = as_numbers(name, values, gradients=True)
+    if listed.ndim != 1 or len(listed) < 2:
+        return listed
+    return listed.flip(0) if (listed[0] < listed[-1]) == (name != "lams") else listed
 
 
 def plan_on_grid(
@@ -179,9 +191,13 @@ def plan_on_grid(
     """``make_plan`` on a Grid that is already there (duplicated nodes allowed if explicit)."""
     entry, options = chosen_solver(solver, options)
     plan = entry.build(grid, nfe, **options)
+    if denoise_to_zero and grid.invert:
+        raise ValueError("denoise_to_zero=True: an inversion ends in noise")
     if denoise_to_zero:
         plan = end_with_data_prediction(plan)
         options["denoise_to_zero"] = True
+    if grid.invert:
+        options["invert"] = True
     # A solver notes an option that is not a JSON value in its own words: statistics, say.
     return plan.labelled(entry.name, {**options, **plan.options})
 

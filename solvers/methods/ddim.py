@@ -17,6 +17,7 @@ from ..plan import DATA, Node, Noise, Plan, Row
 from ..registry import check_choice, count_steps, solver
 from ..scalar import Number
 from .multistep import Predictor, Weights, exponential, multistep
+from .pure_noise import Frame
 from .unipc import unic
 
 
@@ -52,6 +53,8 @@ def ddim(
     if corrector and eta > 0:
         raise ValueError(f"corrector=True needs eta=0, not eta={eta!r}")
     nodes = grid.nodes(count_steps(grid, nfe))
+    if eta > 0 and Frame.of(space, nodes).inverted:
+        raise ValueError(f"eta={eta!r}: an inversion is deterministic, and needs eta=0")
     if eta == 0:
         rows = multistep(
             nodes,

@@ -106,7 +106,7 @@ def in_rho(past: Sequence[Node], end: Node) -> Weights:
 def in_time(schedule: NoiseSchedule, nodes: Sequence[Node]) -> Predictor:
     """tAB on ``nodes`` for the schedule's time, a smooth function of lambda on every panel."""
     finite = [node for node in nodes if math.isfinite(plain(node.lam))]
-    steps = [(start, end) for start, end in pairwise(finite) if start.lam < end.lam]
+    steps = [(start, end) for start, end in pairwise(finite) if start.lam != end.lam]
     breaks = _kinks(schedule)
     measures = [lambda_measure("noise", start, end, breaks) for start, end in steps]
     # All times at once: a call per step would cost more than the rest of the plan.

@@ -49,7 +49,7 @@ from ..plan import DATA, Coefficient, Node, Plan, Target
 from ..registry import check_choice, check_order, count_steps, solver
 from ..scalar import Number
 from .multistep import Corrector, Predictor, Step, multistep
-from .pure_noise import is_pure_noise
+from .pure_noise import Frame
 
 TREATMENTS = ("published", "spline")
 
@@ -118,10 +118,15 @@ def dpm_solver_v3(
         raise ValueError(f"corrector_above={corrector_above!r}: need a time, at least 0")
     statistics = _statistics(ems)
     nodes = grid.nodes(count_steps(grid, nfe, at_least=order))
-    finite = [k for k, n in enumerate(nodes) if n.sigma > 0 and not is_pure_noise("data", n)]
+    frame = Frame.of("data", nodes)
+    finite = [k for k, n in enumerate(nodes) if not (frame.starts(n) or frame.ends(n))]
     lams = [nodes[k].lam for k in finite]
     count = order + 1  # moments: the corrector may take one node more than the predictor
     if statistics is not None:
+        if frame.inverted:
+            raise ValueError(
+                f"ems={ems!r}: statistics are of runs to the data; an inversion takes None"
+            )
         if any(map(scalar.is_tensor, lams)):
             raise ValueError(
                 "ems: no gradient with respect to the nodes passes through statistics; give the "

@@ -120,7 +120,7 @@ def dpm2(
         if count == 1:
             return EULER
         h = end.lam - start.lam
-        c = scalar.expm1(-r * h) / scalar.expm1(-h) if h > 0 else r
+        c = scalar.expm1(-r * h) / scalar.expm1(-h) if h != 0 else r
         return _two_stage(count, c, r)
 
     return runge_kutta(grid, nfe, 2, method, options)

@@ -43,11 +43,14 @@ def _gauss(points: int) -> tuple[Array, Array]:
 
 
 def panels(start: Number, end: Number, breaks: Array | None = None) -> tuple[Array, Array]:
-    """Points and weights of a quadrature on [start, end], start < end.
+    """Points and weights of a quadrature from start to end.
 
     ``breaks`` are points at which the integrand has a kink, in any order.
     """
     low, high = plain(start), plain(end)
+    if high < low:
+        points, weights = panels(end, start, breaks)
+        return points, -weights
     count = math.ceil((high - low) / _PANEL)
     edges = start + (end - start) / count * scalar.alike(np.arange(count + 1), end - start)
     if breaks is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import scalar
 from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Row, Target
-from .pure_noise import is_pure_noise, only_first_order, single_evaluation
+from .pure_noise import Frame
 
 Weights = tuple[float, Sequence[float]]
 
@@ -93,6 +93,9 @@ def multistep(
     ``through_zero`` says that the predictor is finite there; a step between equal nodes leaves the
     state alone.
 
+    The nodes run from noise to data, or from data to noise; what follows is said of the former, and
+    holds of the latter with noise and data exchanged (but for ``keep_first``).
+
     An evaluation at pure noise (see `pure_noise`) has no lambda. As published, it is used for the
     first step alone. With ``keep_first``, in data space, it stays: at the mean of both evaluations
     the first step is corrected, in the limit h -> inf of UniC-1, and the later ones look back on
@@ -100,10 +103,13 @@ def multistep(
     noise, the mean of the data, is left.
     """
     kind = space if isinstance(space, str) else "data"
-    keep_first = keep_first and space == "data"
+    frame = Frame.of(kind, nodes)
+    keep_first = keep_first and space == "data" and not frame.inverted
+    through_zero = through_zero and (kind == "velocity" or not frame.inverted)
     seen_at: dict[int, Node] = {}  # where an evaluation counts as made, if not at its own node
-    pure = [is_pure_noise(kind, node) for node in nodes]
-    rows = [Row(nodes[0], target=_target(space, nodes[0], pure[0]))]
+    pure = [frame.starts(node) for node in nodes]
+    targets = [_target(space, node, frame) for node in nodes]
+    rows = [Row(nodes[0], target=targets[0])]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
     base = newest = last_pure = 0
     for i, end in enumerate(nodes[1:], start=1):
@@ -116,8 +122,8 @@ def multistep(
         last_pure = newest
         past = history[: min(order, len(nodes) - i) if lower_order_final else order]
         at = [seen_at.get(j, rows[j].node) for j in past]
-        first = only_first_order(kind, start, end)
-        first = first or end.lam == start.lam or (end.sigma == 0 and not through_zero)
+        first = frame.only_first_order(start, end)
+        first = first or end.lam == start.lam or (frame.ends(end) and not through_zero)
         if first:
             a, b = first_order(rows[newest].target or DATA, start, end)
             step, used = Step(a, [b]), [newest]
@@ -126,10 +132,10 @@ def multistep(
         if i == len(nodes) - 1:
             rows.append(_row(end, (base, newest), used, step))
             break
-        rows.append(_row(end, (base, newest), used, step, _target(space, end, pure[i])))
+        rows.append(_row(end, (base, newest), used, step, targets[i]))
         newest = len(rows) - 1
         corrected: Weights | Step | None = None
-        if corrector is not None and not first and not single_evaluation(kind, start, end):
+        if corrector is not None and not first and not frame.single_evaluation(start, end):
             corrected = corrector(at, end)
         elif corrector is not None and keep_first and pure[i - 1] and not pure[i]:
             corrected = a, [b / 2, b / 2]
@@ -166,8 +172,8 @@ def _occurs(coefficient: Coefficient) -> bool:
     return isinstance(coefficient, Tensor) or coefficient != 0
 
 
-def _target(space: str | Callable[[Node], Target], node: Node, pure: bool) -> Target:
+def _target(space: str | Callable[[Node], Target], node: Node, frame: Frame) -> Target:
     # A noise prediction carries no information about x0 where alpha = 0.
-    if pure:
-        return DATA
+    if frame.starts(node):
+        return frame.first_target
     return SPACES[space] if isinstance(space, str) else space(node)

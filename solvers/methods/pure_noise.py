@@ -14,13 +14,19 @@ R = rho_s / rho_t below, loses twice:
 
 So states below a first bound are pure noise, and below a second one, where no published solver in
 noise space has its nodes, long steps take no second evaluation. Shorter ones keep their order.
+
+*Inversion*, from data to noise, is the mirror image: with alpha and sigma, x0 and eps exchanged,
+lambda changes its sign and a run upwards is one downwards. What was said of pure noise and data
+space holds for pure data (sigma = 0) and noise space, and `Frame` is that mirror.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..plan import Node
+from ..plan import DATA, NOISE, Node, Target
 
 PURE = {"data": 9e-7, "noise": 1e-5, "velocity": 0.0}
 """alpha / sigma of the first bound. (diffusers starts UniPC, in data space, at 1e-6. The velocity
@@ -52,3 +58,42 @@ def only_first_order(space: str, start: Node, end: Node) -> bool:
 def _below(space: str, start: Node, end: Node, bound: float) -> bool:
     long = space == "noise" and end.lam - start.lam > LONG
     return start.alpha < (bound if long else PURE[space]) * start.sigma
+
+
+class Frame(NamedTuple):
+    """The singular ends of a run in ``space``, as they come in its direction."""
+
+    space: str
+    inverted: bool
+
+    @classmethod
+    def of(cls, space: str, nodes: Sequence[Node]) -> Frame:
+        """That of a run over ``nodes``."""
+        return cls(space, bool(nodes[-1].lam < nodes[0].lam))
+
+    @property
+    def first_target(self) -> Target:
+        """What a first-order step from the singular start combines."""
+        return NOISE if self.inverted else DATA
+
+    def starts(self, node: Node) -> bool:
+        """Whether ``node`` counts as the singular start: `is_pure_noise`."""
+        return is_pure_noise(*self._seen(node))
+
+    def ends(self, node: Node) -> bool:
+        """Whether ``node`` is the singular end: sigma = 0, or alpha = 0 in an inversion."""
+        return bool((node.alpha if self.inverted else node.sigma) == 0)
+
+    def single_evaluation(self, start: Node, end: Node) -> bool:
+        """`single_evaluation` in the direction of the run."""
+        return single_evaluation(*self._seen(start, end))
+
+    def only_first_order(self, start: Node, end: Node) -> bool:
+        """`only_first_order` in the direction of the run."""
+        return only_first_order(*self._seen(start, end))
+
+    def _seen(self, *nodes: Node) -> tuple:
+        if not self.inverted:
+            return (self.space, *nodes)
+        mirror = {"data": "noise", "noise": "data"}.get(self.space, self.space)
+        return (mirror, *(Node(node.t, node.sigma, node.alpha) for node in nodes))

@@ -24,10 +24,10 @@ from itertools import pairwise
 
 from .. import scalar
 from ..grids import Grid, node_at
-from ..plan import DATA, NOISE, VELOCITY, Node, Noise, Plan, Row
+from ..plan import NOISE, VELOCITY, Node, Noise, Plan, Row
 from ..schedules import NoiseSchedule
 from .multistep import first_order
-from .pure_noise import single_evaluation
+from .pure_noise import Frame
 
 MAX_CHURN = math.sqrt(2) - 1
 
@@ -121,6 +121,9 @@ def runge_kutta(
     """
     churn = churn or Churn()
     nodes, counts = layout(grid, nfe, stages, from_noise=straight)
+    frame = Frame.of("noise", nodes)
+    if frame.inverted and churn.s_churn > 0:
+        raise ValueError(f"s_churn={churn.s_churn!r}: an inversion is deterministic, and needs 0")
     gammas = [churn.gamma(node, len(counts)) for node in nodes]
     for i in range(1, len(nodes)):
         if nodes[i].lam == nodes[i - 1].lam:  # raised already, and no lambda is left to name
@@ -134,7 +137,7 @@ def runge_kutta(
         if start is not nodes[i]:
             above = nodes[i - 1].lam if i > 0 else -math.inf
             rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.s_noise))
-        _step(rows, end, tableaus[i], inner[i], straight)
+        _step(rows, end, tableaus[i], inner[i], frame, straight)
     noisy = any(row.noise for row in rows)
     return Plan(tuple(rows), consistent=churn.s_noise == 1 or not noisy)
 
@@ -169,9 +172,10 @@ def layout(
 
 def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
     """Evaluations of every step: all stages where they exist and help, otherwise one."""
-    noisy = [not from_noise and single_evaluation("noise", *step) for step in pairwise(nodes)]
+    frame = Frame.of("noise", nodes)
+    noisy = [not from_noise and frame.single_evaluation(*step) for step in pairwise(nodes)]
     return [
-        1 if end.sigma == 0 or single else stages
+        1 if frame.ends(end) or single else stages
         for end, single in zip(nodes[1:], noisy, strict=True)
     ]
 
@@ -187,12 +191,17 @@ def _reduced(counts: list[int], nfe: int) -> list[int]:
 
 
 def _step(
-    rows: list[Row], end: Node, tableau: Tableau, inner: Mapping[float, Node], straight: bool
+    rows: list[Row],
+    end: Node,
+    tableau: Tableau,
+    inner: Mapping[float, Node],
+    frame: Frame,
+    straight: bool,
 ) -> None:
     base, start = len(rows) - 1, rows[-1].node
     stage = VELOCITY if straight else NOISE
-    single = end.sigma == 0 or single_evaluation("noise", start, end)
-    target = DATA if single and len(tableau.c) == 1 else stage
+    single = frame.ends(end) or frame.single_evaluation(start, end)
+    target = frame.first_target if single and len(tableau.c) == 1 else stage
     rows[base] = replace(rows[base], target=target)
     outputs = [base]
     for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):

@@ -6,7 +6,6 @@ outer node. ``budget`` splits an NFE into blocks as published (Lu et al. 2022a, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +13,7 @@ from itertools import pairwise
 from ..grids import Grid
 from ..plan import DATA, Node, Row
 from .multistep import SPACES, first_order
-from .pure_noise import is_pure_noise, single_evaluation
+from .pure_noise import Frame
 
 Stage = Callable[[Sequence[Node], int, Sequence[int]], Row]
 
@@ -54,7 +53,8 @@ def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> li
     and split into first-order steps where two of its nodes coincide, which keeps the number of
     evaluations.
     """
-    parts = [part for block in cut for part in _finite_parts(block, space)]
+    frame = Frame.of(space, [cut[0][0], cut[-1][-1]])
+    parts = [part for block in cut for part in _finite_parts(block, frame)]
     rows = [Row(parts[0][0])]
     for nodes in parts:
         base = len(rows) - 1
@@ -62,7 +62,7 @@ def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> li
         for _ in nodes[1:]:
             newest = len(rows) - 1
             node = rows[newest].node
-            target = DATA if is_pure_noise(space, node) else SPACES[space]
+            target = frame.first_target if frame.starts(node) else SPACES[space]
             rows[newest] = replace(rows[newest], target=target)
             outputs.append(newest)
             if len(nodes) == 2:
@@ -72,16 +72,16 @@ def singlestep(cut: Sequence[Sequence[Node]], stage: Stage, *, space: str) -> li
     return rows
 
 
-def _finite_parts(block: Sequence[Node], space: str) -> list[Sequence[Node]]:
+def _finite_parts(block: Sequence[Node], frame: Frame) -> list[Sequence[Node]]:
     if len(block) == 2:
         return [block]
     lams = [node.lam for node in block]
     if any(one == other for one, other in pairwise(lams)):
         return [block[i : i + 2] for i in range(len(block) - 1)]
-    if lams[-1] == math.inf:
-        return [*_finite_parts(block[:-1], space), block[-2:]]
-    if single_evaluation(space, block[0], block[-1]):
-        return [block[:2], *_finite_parts(block[1:], space)]
+    if frame.ends(block[-1]):
+        return [*_finite_parts(block[:-1], frame), block[-2:]]
+    if frame.single_evaluation(block[0], block[-1]):
+        return [block[:2], *_finite_parts(block[1:], frame)]
     return [block]
 
 
