@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from logsnr.adapters import noise_schedule
 from logsnr.benchmarks.__main__ import app
 from logsnr.benchmarks.cli.ems import print_verdict
-from logsnr.benchmarks.embedded import DIGITS, EMS_FILE, load_ems, load_unet
+from logsnr.benchmarks.embedded import DIGITS, EMS_FILE, EmbeddedModel, load_ems, load_unet
 from logsnr.benchmarks.reports.ems_plot import FEW, PLOT, figure
 from logsnr.benchmarks.studies import ems as command
 from logsnr.benchmarks.studies.ems import CHECKPOINT, FILE
@@ -48,7 +48,7 @@ def test_the_command_writes_statistics_that_a_plan_takes_and_goes_on_after_a_kil
 ):
     calls, last = 0, None  # of the network; the one during which the process is killed
 
-    def watched_unet(*where):
+    def watched_unet(_, *where):
         def count(*_):
             nonlocal calls
             calls += 1
@@ -59,7 +59,7 @@ def test_the_command_writes_statistics_that_a_plan_takes_and_goes_on_after_a_kil
         unet.register_forward_hook(count)
         return unet
 
-    monkeypatch.setattr(command, "load_unet", watched_unet)
+    monkeypatch.setattr(EmbeddedModel, "load_unet", watched_unet)
     arguments = ["--prompt=4", f"--data={fours}", *FEW_PROBES]
     whole = run(*arguments, f"--out={tmp_path / 'whole'}", "--json")
     assert whole.exit_code == 0, whole.output
@@ -134,12 +134,12 @@ def test_a_bad_value_names_its_option_before_the_network_is_called(
     def no_call(module, *_):
         raise AssertionError("the network was called")
 
-    def guarded(*where):
+    def guarded(_, *where):
         unet = load_unet(*where)
         unet.register_forward_pre_hook(no_call)
         return unet
 
-    monkeypatch.setattr(command, "load_unet", guarded)
+    monkeypatch.setattr(EmbeddedModel, "load_unet", guarded)
     result = run(f"--out={tmp_path / 'x'}", *options)
     message = "".join(result.output.replace("│", "").split())
     assert result.exit_code == 2, result.output
