@@ -18,7 +18,6 @@ from logsnr.benchmarks.__main__ import app
 from logsnr.benchmarks.cli.ems import print_verdict
 from logsnr.benchmarks.embedded import DIGITS, EMS_FILE, EmbeddedModel, load_ems, load_unet
 from logsnr.benchmarks.reports.ems_plot import FEW, PLOT, figure
-from logsnr.benchmarks.studies import ems as command
 from logsnr.benchmarks.studies.ems import CHECKPOINT, FILE
 from logsnr.solvers import EMS, Verdict, make_plan
 
