@@ -46,6 +46,13 @@ KNOWN = {
             log=True,
         ),
         Quantity(
+            "rmse_median",
+            "median RMSE",
+            -1,
+            "Of the median sample: not decided by a few that end in another mode.",
+            log=True,
+        ),
+        Quantity(
             "fid",
             "FID",
             -1,
@@ -66,7 +73,6 @@ KNOWN = {
             log=True,
         ),
         Quantity("psnr", "PSNR", 1, "Of the RMSE, with the range of the data as peak.", "dB"),
-        Quantity("rmse_median", "median RMSE", -1, "Of the median sample.", log=True),
         Quantity("rmse_worst", "worst RMSE", -1, "Of the worst sample.", log=True),
         Quantity("mean_error", "error of the mean", -1, "Over the data's deviation.", log=True),
         Quantity("covariance_error", "error of the covariance", -1, "Frobenius, relative."),
@@ -97,6 +103,7 @@ def short(value: float | None) -> str:
     """Three digits, for people; a dash where there is no number."""
     if value is None or not math.isfinite(value):
         return "–"
+    value = float(f"{value:.3g}") if abs(value) < 1000 else value
     size = abs(value)
     if size and (size < 1e-4 or size >= 1e6):
         return f"{value:.2e}"

@@ -226,6 +226,14 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
+def _word(key: str, value: str) -> str:
+    """An option as the command line writes it, in short where it has a word for it."""
+    family = re.fullmatch(r"use_(\w+)_sigmas", key)
+    if family and value == "true":
+        return family[1]
+    return value if key == "timestep_spacing" else f"{key}={value}"
+
+
 def _options(record: Mapping[str, Any]) -> dict[str, str]:
     return dict(leaves(record["options"])) if record["options"] else {}
 
@@ -246,7 +254,7 @@ def _names(entries: Sequence[Entry]) -> dict[str, str]:
         values = {key: {options.get(key, "") for options in variants.values()} for key in keys}
         telling = [key for key in keys if len(values[key]) > 1]
         for contender, options in variants.items():
-            words = [f"{key}={options[key]}" for key in telling if key in options]
+            words = [_word(key, options[key]) for key in telling if key in options]
             short = solver if solver == PASTED else solver.removesuffix("Scheduler")
             names[contender] = ":".join([short, *words])
     return names

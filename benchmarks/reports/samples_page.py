@@ -11,8 +11,8 @@ from logsnr.benchmarks.reports.quantities import short
 from logsnr.benchmarks.reports.rows import Table
 from logsnr.benchmarks.reports.samples import DARKEST, Samples, Strip, data_uri
 
-WIDE = 132
-"""Pixels that a strip of samples has on the page, about."""
+WIDE, NARROW, FEW = 200, 132, 4
+"""Pixels that a strip of samples has on the page, about: with few columns, and with more."""
 
 
 def samples_html(table: Table, shown: Samples | None) -> str:
@@ -22,6 +22,7 @@ def samples_html(table: Table, shown: Samples | None) -> str:
     strips = {(strip.contender, strip.nfe): strip for strip in shown.strips}
     counts = sorted({nfe for _, nfe in strips})
     names = [name for name in table.contenders if any(name == key for key, _ in strips)]
+    wide = WIDE if len(counts) <= FEW else NARROW
     head = '<th scope="col">contender</th>' + "".join(
         f'<th scope="col" class="text" data-nfe="{nfe}">{nfe} NFE</th>' for nfe in counts
     )
@@ -29,11 +30,12 @@ def samples_html(table: Table, shown: Samples | None) -> str:
     if shown.converged is not None:
         lines.append(
             f'<tr><th scope="row">converged solution</th><td colspan="{len(counts)}">'
-            f"{_image(shown.converged, 'converged solution')}</td></tr>"
+            f"{_image(shown.converged, 'converged solution', wide)}</td></tr>"
         )
     for name in names:
         cells = "".join(
-            f'<td data-nfe="{nfe}">{_strip(table, strips.get((name, nfe)))}</td>' for nfe in counts
+            f'<td data-nfe="{nfe}">{_strip(table, strips.get((name, nfe)), wide)}</td>'
+            for nfe in counts
         )
         lines.append(
             f'<tr data-solver="{escape(name)}"><th scope="row">{escape(name)}</th>{cells}</tr>'
@@ -56,13 +58,14 @@ def _about(shown: Samples) -> str:
     return text
 
 
-def _strip(table: Table, strip: Strip | None) -> str:
+def _strip(table: Table, strip: Strip | None, wide: int) -> str:
     if strip is None:
         return f'<span class="gap">{tables.GAP}</span>'
     text = f"{strip.contender}, {strip.nfe} NFE"
-    parts = [_image(strip.picture, text)]
+    parts = [_image(strip.picture, text, wide)]
     if strip.error is not None:
-        parts.append(f'<div class="space"></div>{_image(strip.error, f"error of {text}")}')
+        error = _image(strip.error, f"error of {text}", wide)
+        parts.append(f'<div class="space"></div>{error}')
     row = table.row(strip.contender, strip.nfe)
     rmse = None if row is None else row.mean("rmse")
     if rmse is not None:
@@ -70,9 +73,9 @@ def _strip(table: Table, strip: Strip | None) -> str:
     return "".join(parts)
 
 
-def _image(picture: Image.Image, text: str) -> str:
+def _image(picture: Image.Image, text: str, wide: int) -> str:
     """The picture, its pixels magnified by a whole number."""
-    zoom = max(1, round(WIDE / picture.width))
+    zoom = max(1, round(wide / picture.width))
     kind = "" if zoom > 1 else ' class="smooth"'
     return (
         f'<img{kind} alt="{escape(text)}" width="{picture.width * zoom}" '

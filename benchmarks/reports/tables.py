@@ -20,6 +20,13 @@ def value_text(value: Spread | None) -> str:
     return GAP if value is None else with_spread(value.mean, value.deviation)
 
 
+def missing(row: Row | None) -> str:
+    """What stands in place of a value: how the run ended, or a dash."""
+    if row is None or not row.failures or row.seeds:
+        return GAP
+    return row.failures[0].split(": ", 1)[1].split(" ")[0]
+
+
 def incomplete(table: Table, row: Row) -> str:
     """How many of the setting's seeds a row has, if not all."""
     count, all_ = len(row.seeds), len(table.seeds)
@@ -108,10 +115,8 @@ def _cell(
     more = "" if nfe is None else f' data-nfe="{nfe}"'
     value = None if row is None else row.values.get(found.key)
     if row is None or value is None:
-        failed = row is not None and row.failures and not row.seeds
-        text = row.failures[0].split(": ", 1)[1] if row is not None and failed else "no value"
-        shown = text.split(" ")[0] if failed else GAP
-        return f'<td class="gap"{more} title="{escape(text)}">{escape(shown)}</td>'
+        why = "; ".join(row.failures) if row is not None else ""
+        return f'<td class="gap"{more} title="{escape(why)}">{escape(missing(row))}</td>'
     mean, pm, deviation = value_text(value).partition(" ± ")
     spread = f' <span class="pm">± {deviation}</span>' if pm else ""
     few = incomplete(table, row) if nfe is not None else ""
@@ -209,12 +214,13 @@ def markdown_by_nfe(table: Table, found: Quantity) -> str:
         cells = []
         for nfe in table.nfe:
             row = table.row(name, nfe)
-            text = value_text(None if row is None else row.values.get(found.key))
-            if row is not None and text == GAP and row.failures:
-                text = row.failures[0].split(": ", 1)[1].split(" ")[0]
-            elif row is not None and incomplete(table, row):
-                text += f" ({incomplete(table, row)})"
-            cells.append(f"**{text}**" if row is not None and row is best[nfe] else text)
+            value = None if row is None else row.values.get(found.key)
+            if row is None or value is None:
+                cells.append(missing(row))
+                continue
+            few = incomplete(table, row)
+            text = value_text(value) + (f" ({few})" if few else "")
+            cells.append(f"**{text}**" if row is best[nfe] else text)
         body.append([name, *cells])
     return markdown(["contender", *(f"{nfe} NFE" for nfe in table.nfe)], body)
 

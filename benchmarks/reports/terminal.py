@@ -9,13 +9,19 @@ from rich.markup import escape
 from rich.table import Table as Printed
 
 from logsnr.benchmarks.reports.quantities import short
-from logsnr.benchmarks.reports.rows import Table
+from logsnr.benchmarks.reports.rows import Row, Table
+from logsnr.benchmarks.reports.tables import missing
 
-SHOWN = ("rmse", "fid")
+SHOWN = ("rmse", "rmse_median", "fid")
+
+
+def _text(row: Row | None, key: str) -> str:
+    value = None if row is None else row.mean(key)
+    return missing(row) if value is None else short(value)
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """RMSE and FID of each setting by NFE, or the first quality where there is neither."""
+    """RMSE, its median and FID of each setting by NFE, or the first quality without them."""
     console = Console()
     for table in tables:
         qualities = [q for q in table.qualities if q.key in SHOWN] or table.qualities[:1]
@@ -31,7 +37,7 @@ def print_tables(tables: Sequence[Table]) -> None:
                 cells = []
                 for nfe in table.nfe:
                     row = table.row(name, nfe)
-                    text = short(None if row is None else row.mean(quality.key))
+                    text = _text(row, quality.key)
                     best = row is not None and row is table.best(quality.key, nfe)
                     cells.append(f"[bold]{text}[/bold]" if best else text)
                 printed.add_row(escape(name), *cells)

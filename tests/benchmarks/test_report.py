@@ -87,7 +87,7 @@ def test_rows_have_the_mean_and_deviation_over_seeds(folder, table):
 def test_bookkeeping_is_no_quantity(table):
     keys = {quantity.key for quantity in table.quantities}
     assert keys == {"rmse", "rmse_median", "psnr", "fid", "seconds", "nfe_counted"}
-    assert [q.key for q in table.qualities] == ["rmse", "fid", "psnr", "rmse_median"]
+    assert [q.key for q in table.qualities] == ["rmse", "rmse_median", "fid", "psnr"]
     assert table.real("fid").mean == 2.0 and table.reference("fid").count == 3
 
 
@@ -142,8 +142,12 @@ def test_contenders_are_told_apart_by_what_differs(tmp_path):
         one(options={"order": 2, "spacing": "karras"}),
         one(options={"order": 3, "spacing": "karras"}),
         one(solver="ddim", options={"spacing": "karras"}),
+        one(solver="UniPCMultistepScheduler"),
+        one(solver="UniPCMultistepScheduler", options={"timestep_spacing": "trailing"}),
+        one(solver="UniPCMultistepScheduler", options={"use_karras_sigmas": True}),
     )
-    assert table.contenders == ("unipc:order=2", "unipc:order=3", "ddim")
+    theirs = ("UniPCMultistep", "UniPCMultistep:trailing", "UniPCMultistep:karras")
+    assert table.contenders == ("unipc:order=2", "unipc:order=3", "ddim", *theirs)
     assert table.options["ddim"] == {"solver": "ddim", "spacing": "karras"}
     assert "karras" in html_of(tmp_path)
 
@@ -383,7 +387,8 @@ def test_charts_say_what_they_are_held_against(table):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.012345, "0.0123"), (123.4, "123"), (2.0, "2"), (0.0, "0"), (1e-7, "1.00e-07"),
-     (None, "–"), (float("inf"), "–"), (9.9999, "10.00")],
+     (None, "–"), (float("inf"), "–"), (9.9999, "10"), (99.96, "100"), (0.099996, "0.100"),
+     (1234.5, "1234")],
 )  # fmt: skip
 def test_numbers_for_people(value, text):
     assert short(value) == text
