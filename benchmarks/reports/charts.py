@@ -69,15 +69,20 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Three to twelve round numbers within the ends."""
-        if not self.log:
-            return _round_between(self.first, self.last)
+        ends = (10**self.first, 10**self.last) if self.log else (self.first, self.last)
+        return ticks_between(*ends, log=self.log)
+
+
+def ticks_between(first: float, last: float, *, log: bool) -> list[float]:
+    """Three to twelve round numbers between two ends that differ; above 0 on a logarithmic axis."""
+    if log:
+        decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
         for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
-            decades = range(math.floor(self.first), math.ceil(self.last) + 1)
             found = [digit * 10.0**decade for decade in decades for digit in digits]
-            found = [x for x in found if self.first <= math.log10(x) <= self.last]
+            found = [value for value in found if first <= value <= last]
             if len(found) >= 3:
                 return found
-        return _round_between(10**self.first, 10**self.last)
+    return _round_between(first, last)
 
 
 def _round_between(first: float, last: float) -> list[float]:

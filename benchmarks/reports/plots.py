@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
+from logsnr.benchmarks.reports.charts import ticks_between
 from logsnr.benchmarks.reports.figures import Figure, against_nfe, against_time
 from logsnr.benchmarks.reports.rows import Table
 from logsnr.benchmarks.reports.samples import Samples
@@ -126,9 +127,12 @@ def _panel(axes: Axes, figure: Figure) -> dict[str, Line2D]:
         x = [row.values[figure.x_key].mean for row in figure.front]
         y = [row.values[figure.key].mean for row in figure.front]
         axes.step(x, y, where="post", color=INK, alpha=0.2, linewidth=5, zorder=1)
-    if figure.ticks:
-        axes.set_xticks(figure.ticks, [f"{tick:g}" for tick in figure.ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
+    x_ticks = figure.ticks or ticks_between(*axes.get_xlim(), log=True)
+    y_ticks = ticks_between(*axes.get_ylim(), log=axes.get_yscale() == "log")
+    axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+    axes.set_yticks(y_ticks, [f"{tick:g}" for tick in y_ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(figure.x_title, fontsize=9, color=INK)
     axes.set_ylabel(figure.y_title, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=MUTED, which="both")
