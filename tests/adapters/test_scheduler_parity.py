@@ -123,9 +123,10 @@ def test_flow_euler_parity(nfe, shift):
     ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="ddim")
     stock.set_timesteps(nfe)
     ours.set_timesteps(nfe)
+    rounding = 2e-7 / min(shift, 1)  # theirs, of 1 + (shift - 1) t in float32
     assert ours.timesteps.dtype == torch.float32
-    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=2e-7, atol=0)
-    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=2e-7, atol=0)
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=rounding, atol=0)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=rounding, atol=0)
     assert_close(drive(ours, start()), drive(stock, start()), 2e-6)
 
 
@@ -137,8 +138,11 @@ def test_flow_heun_parity(steps, shift):
     ours = PlanScheduler.from_config(stock.config, keep_sampling=True, solver="heun")
     stock.set_timesteps(steps)
     ours.set_timesteps(2 * steps - 1)
-    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=2e-7, atol=0)
-    assert_close(drive(ours, start()), drive(stock, start()), 3e-5)
+    rounding = 2e-7 / min(shift, 1)  # as above
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=rounding, atol=0)
+    # Theirs divides a difference in float32 by the last t, which is 1.6e-4 for a shift of 0.4.
+    tolerance = 3e-5 if shift >= 1 else 2e-4
+    assert_close(drive(ours, start()), drive(stock, start()), tolerance)
 
 
 @pytest.mark.parametrize("begin", [1, 4])
