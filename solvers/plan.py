@@ -106,6 +106,11 @@ class Plan:
         return tuple(self.rows[k].node.t for k in self.evaluated)
 
     @property
+    def tells_times(self) -> bool:
+        """Whether a node tells the network another time than its own, or a second one."""
+        return any(row.node[3:] != (None, None) for row in self.rows)
+
+    @property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
         return any(row.noise for row in self.rows)

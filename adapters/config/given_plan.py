@@ -37,12 +37,22 @@ def given_plan(config: Mapping[str, Any]) -> Plan | None:
             raise ValueError(
                 f"{key}={value!r} was given beside plan, which decides it: leave out one of them"
             )
+    check_times(plan)
     if plan.evaluated[0] != 0:
         raise ValueError(
             f"plan={plan!r} moves the start before its first evaluation, but a pipeline evaluates "
             "the start itself"
         )
     return plan
+
+
+def check_times(plan: Plan) -> None:
+    """ValueError for a plan whose nodes have times of the network's own."""
+    if plan.tells_times:
+        raise ValueError(
+            f"plan={plan!r} tells the network other times than its nodes', but a pipeline calls "
+            "the network itself, at the nodes"
+        )
 
 
 def without_decided(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

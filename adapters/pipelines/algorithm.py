@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from logsnr.adapters.config.given_plan import check_times
 from logsnr.solvers import Node, NoiseSchedule, Plan, run
 from logsnr.solvers.grids import node_at
 from logsnr.solvers.noise import NoiseSource
@@ -122,6 +123,7 @@ def called(plan: Plan) -> list[Node]:
 
 def check_fits(plan: Plan, loop: Loop) -> None:
     """ValueError unless the plan's nodes are on the loop's schedule and begin where it begins."""
+    check_times(plan)
     for node in called(plan):
         there = node_at(loop.schedule, node.t)
         if max(abs(node.alpha - there.alpha), abs(node.sigma - there.sigma)) > 1e-6:
