@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from logsnr.benchmarks.cli.command_line import folder, numbers, options, progress, working, wrote
-from logsnr.benchmarks.studies.demo_methods import METHODS, NFE, SAMPLES
+from logsnr.benchmarks.studies.demo_methods import LINEUPS, NAMES, NFE, SAMPLES
 
 if TYPE_CHECKING:
     from logsnr.benchmarks.harness.protocol import Record
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def demo(
+    model: Annotated[
+        str, typer.Option(help=f"The embedded model: {' or '.join(LINEUPS)}.")
+    ] = "faces",
     samples: Annotated[int, typer.Option(help="Number of samples, at least 2.")] = SAMPLES,
     nfe: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = (
         ",".join(map(str, NFE))
     ),
-    solvers: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "all",
+    solvers: Annotated[str, typer.Option(help=f"Some of {', '.join(NAMES)}.")] = "all",
     seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
     guidance: Annotated[
         float, typer.Option(help="Scale of classifier-free guidance; 1 is off.")
@@ -33,7 +36,7 @@ def demo(
         bool, typer.Option("--json", help="Print the records as JSON instead of the table.")
     ] = False,
 ) -> None:
-    """Compare solvers on the embedded model of digits, next to diffusers' own schedulers.
+    """Compare solvers on an embedded model, next to diffusers' own schedulers.
 
     All start from the same noise and are measured by their distance to the converged solution.
     A run that was killed goes on where it stopped when it is started again.
@@ -51,10 +54,11 @@ def demo(
     from logsnr.benchmarks.studies.demo import Settings
     from logsnr.solvers.names import as_spelled
 
-    asked = METHODS if solvers == "all" else map(str.strip, solvers.split(","))
-    names = (as_spelled(name, METHODS) or name for name in asked)
+    asked = () if solvers == "all" else map(str.strip, solvers.split(","))
+    names = (as_spelled(name, NAMES) or name for name in asked)
     with options():
         settings = Settings(
+            model=model,
             samples=samples,
             nfe=tuple(sorted(numbers("nfe", nfe))),
             solvers=tuple(names),

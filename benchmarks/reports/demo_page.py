@@ -16,7 +16,6 @@ from logsnr.benchmarks.reports.demo_pictures import error_plot, is_ok, picture_g
 from logsnr.benchmarks.reports.markdown import release, table
 from logsnr.benchmarks.reports.pictures import write_png
 from logsnr.benchmarks.studies.demo import FINE, Settings
-from logsnr.benchmarks.studies.demo_methods import GRID, METHODS
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "samples.png"
 
@@ -33,12 +32,14 @@ def write_report(folder: Path, settings: Settings, records: Sequence[Record]) ->
     return path
 
 
-def best(records: Sequence[Record], nfe: int, *, stock: bool) -> Record | None:
+def best(settings: Settings, records: Sequence[Record], nfe: int, *, stock: bool) -> Record | None:
     """The record of least RMSE at ``nfe`` among ours, or among diffusers'; None without any."""
     found = [
         record
         for record in records
-        if record["nfe"] == nfe and is_ok(record) and METHODS[record["solver"]].stock is stock
+        if record["nfe"] == nfe
+        and is_ok(record)
+        and settings.methods[record["solver"]].stock is stock
     ]
     return min(found, key=lambda record: record["rmse"], default=None)
 
@@ -46,9 +47,9 @@ def best(records: Sequence[Record], nfe: int, *, stock: bool) -> Record | None:
 def verdict(settings: Settings, records: Sequence[Record]) -> str:
     """One sentence: the best of ours against the best of diffusers, at 10 NFE if that was run."""
     nfe = 10 if 10 in settings.nfe else sorted(settings.nfe)[len(settings.nfe) // 2]
-    ours, stock = (best(records, nfe, stock=stock) for stock in (False, True))
+    ours, stock = (best(settings, records, nfe, stock=stock) for stock in (False, True))
     parts = [
-        f"{METHODS[record['solver']].title}, RMSE {record['rmse']:.4f}"
+        f"{settings.methods[record['solver']].title}, RMSE {record['rmse']:.4f}"
         for record in (ours, stock)
         if record is not None
     ]
@@ -64,7 +65,7 @@ def rows(
     """A line a solver: its title, then ``cell`` of its record at each NFE ("diverged")."""
     at = {(record["solver"], record["nfe"]): record for record in records}
     return [
-        [METHODS[name].title]
+        [settings.methods[name].title]
         + [cell(at[name, n]) if is_ok(at[name, n]) else "diverged" for n in settings.nfe]
         for name in settings.solvers
     ]
@@ -86,14 +87,14 @@ def markdown(settings: Settings, records: Sequence[Record]) -> str:
         ("RMSE to the converged solution", error),
         ("PSNR to the converged solution, dB", lambda r: f"{r['psnr']:.1f}"),
         (
-            f"MNIST-feature FID (the converged solution itself: {reference['fid']:.2f})",
+            f"FID in the classifier's features (the converged solution: {reference['fid']:.2f})",
             lambda r: f"{r['fid']:.2f}",
         ),
         ("Wall time, seconds", lambda r: f"{r['seconds']:.2f}"),
         ("Network evaluations counted at the network", lambda r: f"{r['nfe_counted']:g}"),
     ]
     page = [
-        "# Solvers on the embedded digits model",
+        f"# Solvers on the embedded model of {settings.model}",
         verdict(settings, records),
         f"![Error against NFE]({ERROR_PLOT})",
         f"![Samples]({PICTURES})",
@@ -113,13 +114,13 @@ def _method(settings: Settings, reference: Record) -> list[str]:
     guided = settings.guidance != 1
     guidance = f"scale {settings.guidance:g}, two network rows an evaluation" if guided else "off"
     return [
-        f"{settings.samples} starts x_T ~ N(0, 1) with seed {settings.seed}, labels 0 to 9 in "
-        f"turn; guidance {guidance}. Every method gets the same starts and labels.",
-        "Every method ends at training step 0 (t = 1/1000), where noise of sigma = 0.03 is left: "
-        'ours by default, diffusers\' with `final_sigmas_type="sigma_min"` and, for DDIM, '
-        "`set_alpha_to_one=False`.",
+        f"{settings.samples} starts x_T ~ N(0, 1) with seed {settings.seed}, "
+        f"{settings.lineup.labels}; guidance {guidance}. Every method gets the same starts and "
+        "labels.",
+        settings.lineup.ends,
         "`PlanScheduler, nothing said` is the line that is pasted into a pipeline, with the solver "
-        f"and the grid that it chooses; our other solvers run on the grid `{GRID}`, diffusers' on "
+        f"and the grid that it chooses; our other solvers run on the grid "
+        f"`{settings.lineup.grid}`, diffusers' on "
         "the timestep spacing of the model's config or of the row's name.",
         f"The converged solution of the probability-flow ODE is UniPC-3 with {FINE[0]} "
         f"evaluations, which is {reference['error_bar']:.1e} (root mean square) away from "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +21,18 @@ from logsnr.benchmarks.harness.comparison import kept_states
 from logsnr.benchmarks.harness.protocol import Record
 from logsnr.benchmarks.reports.pictures import DPI, INK, MUTED, tidy
 from logsnr.benchmarks.studies.demo import Settings
-from logsnr.benchmarks.studies.demo_methods import HIGHLIGHTS, METHODS, PASTED, SHOWN
+from logsnr.benchmarks.studies.demo_methods import PASTED
 
 LINES, ROWS, COLUMNS = 6, 3, 2
 """Methods in the plot, methods and numbers of evaluations in the pictures, at most."""
-DIGITS = 5  # in a cell
-ZOOM = 3
+SAMPLES = 5  # in a cell
+STRIP = 420
+"""Pixels of the samples of a cell, side by side."""
 FAR = 1.0
 """Distance at which the maps of errors are darkest; the data lie in [-1, 1]."""
 
 # A solver and its counterparts in diffusers have one hue. diffusers' lines are broken: dotted as
-# the model's config says, dash-dotted for "trailing", dashed for "karras".
+# the model's config says, dash-dotted for "trailing" and a shift, dashed for "karras".
 _STYLE = {
     PASTED: ("#1b1f24", "o", "-"),
     "ddim": ("#7a828c", "o", "-"),
@@ -47,10 +49,18 @@ _STYLE = {
     "stock-dpm++2m": ("#4393c3", "s", ":"),
     "stock-dpm++2m-trailing": ("#4393c3", "s", "-."),
     "stock-dpm++2m-karras": ("#4393c3", "s", "--"),
+    "stock-euler": ("#7a828c", "o", ":"),
+    "stock-euler-karras": ("#7a828c", "o", "--"),
+    "stock-heun": ("#9467bd", "P", ":"),
+    "stock-unipc-2-shift": ("#f08a4b", "p", "-."),
     "stock-unipc-2": ("#f08a4b", "p", ":"),
     "stock-unipc-2-trailing": ("#f08a4b", "p", "-."),
     "stock-unipc-2-karras": ("#f08a4b", "p", "--"),
 }
+
+
+_LOOK: dict[str, Any] = {"cmap": "gray_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+"""Of pictures with one channel; the colours of others are their own."""
 
 
 def few(given: Sequence[str], most: int, highlights: Sequence[str]) -> list[str]:
@@ -69,11 +79,11 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
     figure = Figure(figsize=(8.4, 4.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     lines = {}
-    for name in few(settings.solvers, LINES, HIGHLIGHTS):
+    for name in few(settings.solvers, LINES, settings.lineup.highlights):
         found = [r for r in records if r["solver"] == name and is_ok(r)]
         points = sorted((r["nfe"], r["rmse"]) for r in found)
         if points:
-            stock = METHODS[name].stock
+            stock = settings.methods[name].stock
             colour, marker, dashes = _STYLE[name]
             (line,) = axes.plot(
                 *zip(*points, strict=True),
@@ -83,7 +93,7 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
                 markerfacecolor="white" if stock else colour,
                 linestyle=dashes,
                 linewidth=2.6 if name == PASTED else 1.3 if stock else 1.8,
-                label=METHODS[name].title,
+                label=settings.methods[name].title,
             )
             lines[line] = points[-1][1]
     errors = [r["rmse"] for r in records[1:] if is_ok(r)]
@@ -108,11 +118,13 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
     All cells have the same starts. The maps show |x - converged|, white for 0.
     """
     at = {(record["solver"], record["nfe"]): record for record in records}
-    truth = kept_states(folder, records[0])[:DIGITS]
-    names = few(settings.solvers, ROWS, SHOWN)
+    truth = kept_states(folder, records[0])[:SAMPLES]
+    names = few(settings.solvers, ROWS, settings.lineup.shown)
     columns = settings.nfe[:COLUMNS]
-    # In pixels, so that a pixel of a sample is a square of ZOOM x ZOOM of the picture.
-    strip, tall = ZOOM * 28 * DIGITS, ZOOM * 28
+    # In pixels, so that a pixel of a sample is a square of whole pixels of the picture.
+    size = settings.embedded.shape[-1]
+    tall = STRIP // (SAMPLES * size) * size
+    strip = SAMPLES * tall
     gap, side, left, top = 26, 24, 230, 34
     width = left + (strip + side) * len(columns)
     height = top + tall + gap + (2 * tall + gap) * len(names)
@@ -140,10 +152,10 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
     for j, nfe in enumerate(columns):
         axes = place(left + j * (strip + side), top)
         axes.set_title(f"{nfe} evaluations", fontsize=12, color=INK, pad=7)
-        axes.imshow(_strip(truth), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+        axes.imshow(_strip(truth), **_LOOK)
     for i, name in enumerate(names):
         y = top + tall + gap + i * (2 * tall + gap)
-        title(y + tall / 2, METHODS[name].title.replace(", ", ",\n"))
+        title(y + tall / 2, settings.methods[name].title.replace(", ", ",\n"))
         title(y + 1.5 * tall, "its error", MUTED, 9.5)
         for j, nfe in enumerate(columns):
             record, x = at[name, nfe], left + j * (strip + side)
@@ -151,9 +163,9 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
             if not is_ok(record):
                 upper.text(0.5, 0.5, "diverged", ha="center", va="center", color=MUTED)
                 continue
-            samples = kept_states(folder, record)[:DIGITS]
-            upper.imshow(_strip(samples), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-            error = (samples - truth[: len(samples)]).abs()
+            samples = kept_states(folder, record)[:SAMPLES]
+            upper.imshow(_strip(samples), **_LOOK)
+            error = (samples - truth[: len(samples)]).abs().mean(1, keepdim=True)
             lower.imshow(_strip(error), cmap="Reds", vmin=0, vmax=FAR, interpolation="nearest")
             text = f"RMSE {record['rmse']:.3f}"
             lower.set_xlabel(text, fontsize=9, color=MUTED, labelpad=3)
@@ -166,5 +178,8 @@ def is_ok(record: Record) -> bool:
 
 
 def _strip(samples: Tensor) -> np.ndarray:
-    """The samples side by side."""
-    return torch.cat(list(samples[:, 0]), dim=1).numpy()
+    """The samples side by side: grey ones (H, B W) as they are, others (H, B W, 3) in [0, 1]."""
+    side_by_side = torch.cat(list(samples), dim=2)
+    if len(side_by_side) == 1:
+        return side_by_side[0].numpy()
+    return ((side_by_side.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()

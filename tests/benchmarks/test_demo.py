@@ -25,10 +25,12 @@ from logsnr.benchmarks.reports.demo_page import ERROR_PLOT, PICTURES, REPORT, ma
 from logsnr.benchmarks.reports.demo_pictures import error_plot, few, picture_grid
 from logsnr.benchmarks.studies import demo
 from logsnr.benchmarks.studies.demo import Settings, compare
-from logsnr.benchmarks.studies.demo_methods import HIGHLIGHTS, METHODS, SHOWN
+from logsnr.benchmarks.studies.demo_methods import LINEUPS
 from logsnr.solvers import reference_solution
 
 NFE = (5, 10, 20)
+METHODS = LINEUPS["digits"].methods
+HIGHLIGHTS, SHOWN = LINEUPS["digits"].highlights, LINEUPS["digits"].shown
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_an_unknown_stock_scheduler_is_refused():
 def everything(tmp_path_factory):
     """All methods on four starts: (folder, settings, records)."""
     folder = tmp_path_factory.mktemp("everything")
-    settings = Settings(samples=4, nfe=NFE)
+    settings = Settings(model="digits", samples=4, nfe=NFE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "FINE", (300, 200))  # enough for errors above 2e-3
         return folder, settings, list(compare(settings, folder))
@@ -138,8 +140,25 @@ def test_the_report_shows_every_number(everything):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_faces_are_compared_in_colour(tmp_path):
+    """What is shown when nothing is said: on faces, ours is nearer to the converged solution."""
+    faces = LINEUPS["faces"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FINE", (60, 40))
+        settings = Settings(samples=8, nfe=(5, 10), solvers=faces.shown)
+        records = list(compare(settings, tmp_path))
+    at = {(r["solver"], r["nfe"]): r["rmse_median"] for r in records[1:]}
+    assert at["pasted", 10] < at["stock-unipc-2", 10] < at["stock-euler", 10]
+    write_report(tmp_path, settings, records)
+    images = [a.get_images()[0].get_array() for a in picture_grid(tmp_path, settings, records).axes]
+    assert images[0].shape == (16, 5 * 16, 3)
+    assert {*faces.highlights, *faces.shown} <= set(faces.methods)
+
+
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path, cheap_reference):
-    settings = Settings(samples=4, nfe=(5,), solvers=("ddim", "unipc-2", "stock-ddim"))
+    settings = Settings(
+        model="digits", samples=4, nfe=(5,), solvers=("ddim", "unipc-2", "stock-ddim")
+    )
     whole = list(compare(settings, tmp_path / "whole"))
     killed = compare(settings, tmp_path / "killed")
     first = [next(killed) for _ in range(3)]
@@ -163,7 +182,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, cheap_reference):
     "change", [{"samples": 3}, {"nfe": (4,)}, {"seed": 1}, {"guidance": 2.0}], ids=str
 )
 def test_other_settings_are_measured_anew(tmp_path, cheap_reference, change):
-    settings = Settings(samples=2, nfe=(3,), solvers=("ddim",))
+    settings = Settings(model="digits", samples=2, nfe=(3,), solvers=("ddim",))
     first = list(compare(settings, tmp_path))
     called: list[str] = []
 
@@ -178,7 +197,7 @@ def test_other_settings_are_measured_anew(tmp_path, cheap_reference, change):
 @pytest.mark.parametrize("name", ["unipc-2", "stock-unipc-2"])
 def test_a_diverged_run_is_recorded_and_reported(tmp_path, monkeypatch, cheap_reference, name):
     """The network is not a number at its 7th call, during the second run."""
-    settings = Settings(samples=2, nfe=(4, 5), solvers=("ddim", name))
+    settings = Settings(model="digits", samples=2, nfe=(4, 5), solvers=("ddim", name))
     records = list(compare(replace(settings, solvers=("ddim",)), tmp_path))
     load_unet = EmbeddedModel.load_unet
     calls = 0
@@ -255,6 +274,7 @@ def test_the_command_writes_and_prints_its_results(tmp_path, cheap_reference):
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
+        ("model", "face", "choose one of faces, digits; did you mean 'faces'?"),
         ("samples", "1", "need at least 2"),
         ("samples", "many", "unable to parse"),
         ("nfe", "5,x", "need whole numbers"),
