@@ -76,7 +76,7 @@ def of_digits(request: Request, checkpoint: Path) -> EMS:
     open_pipeline(EMBEDDED, **{**opened, "prompt": "0" if prompt is None else prompt})
     if prompt is None and request.data is not None:
         raise ValueError("prompt=None: data have no labels here, need the digit that they show")
-    labels = DIGITS.turns(torch.arange(request.samples))
+    labels = DIGITS.turns(torch.arange(max(1, request.samples)))  # fewer are refused below
     if prompt is not None:
         labels[:] = int(prompt)
     device = opened["device"]
