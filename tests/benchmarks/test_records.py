@@ -6,9 +6,6 @@ import errno
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -53,31 +50,29 @@ def test_the_last_of_several_writers_is_that_which_was_written_last(tmp_path):
     assert [entry["status"] for entry in load(tmp_path).values()] == ["ok"]
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from logsnr.benchmarks.harness.records import append
-nfe = int(sys.argv[2])
-print("ready", flush=True)
-while True:
-    append(Path(sys.argv[1]), {"solver": "s", "options": {}, "nfe": nfe, "seed": 0, "model": "m",
-                               "problem": {}, "pad": "x" * 300_000})
-    nfe += 1
-"""
+def write_on(path, first, ready):
+    nfe = first
+    while True:
+        append(path, record(nfe, pad="x" * 300_000))
+        ready.set()
+        nfe += 1
 
 
 def test_a_writer_that_is_killed_costs_no_line_of_the_other(tmp_path):
     """Lines of many pages, so that the kill finds one being written."""
     path = record_file(tmp_path)
-    for k in range(4):
-        command = [sys.executable, "-c", KILLED, str(path), str(1000 * k)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(0.03 * k)
-            process.send_signal(signal.SIGKILL)
+    fork = multiprocessing.get_context("fork")
+    for k in range(8):
+        ready = fork.Event()
+        process = fork.Process(target=write_on, args=(path, 1000 * (k + 1), ready))
+        process.start()
+        assert ready.wait(60)
+        time.sleep(0.005 * k)
+        process.kill()
+        process.join()
         append(path, record(-1 - k))
     found = load(path)
-    assert {entry["nfe"] for entry in found.values()} >= {-1, -2, -3, -4}
+    assert {entry["nfe"] for entry in found.values()} >= set(range(-8, 0))
     assert len(found) == len(path.read_bytes().splitlines())
 
 
