@@ -22,7 +22,8 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 HEAVY = (
     "scipy torchdiffeq PIL diffusers transformers torchmetrics matplotlib pandas sympy.core"
@@ -133,3 +134,11 @@ def test_what_is_declared_is_pinned():
         [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
     )
     assert everything - {"logsnr"} <= {name.replace("_", "-") for name in pinned}
+
+
+def test_a_wheel_takes_the_embedded_models_along():
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["logsnr.benchmarks"]
+    files = (ROOT / "benchmarks" / "embedded").rglob("*.*")
+    suffixes = {file.suffix for file in files if file.is_file()} - {".py", ".pyc"}
+    assert {".safetensors", ".json"} <= suffixes
+    assert {f"**/*{suffix}" for suffix in suffixes} <= set(patterns)
