@@ -25,7 +25,6 @@ import torch
 
 from logsnr.solvers import Denoiser
 
-from ..cli.conformance import conformance as conformance
 from ..problems.analytic import Mixture, Network
 from . import deis, diffusers_schedulers, edm, paradigms, sigma, v3  # noqa: F401  (fill FAMILIES)
 from .cases import FAMILIES, Array, Case, Difference, Recipe, Unsupported

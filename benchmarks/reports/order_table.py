@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.order import order as order
 from ..studies.orders import Curve, Measurement, full_options, resolve
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from places import DATA
 from typer import Typer
 from typer.testing import CliRunner
 
+from logsnr.benchmarks.cli.conformance import conformance
 from logsnr.benchmarks.official import cases as official
 from logsnr.benchmarks.official import diffusers_schedulers as official_diffusers
 from logsnr.benchmarks.official.compare import (
     TOLERANCE,
     check_folder,
     compare,
-    conformance,
     read_cases,
     summarise,
 )

@@ -9,8 +9,9 @@ from places import ROOT
 from typer import Typer
 from typer.testing import CliRunner
 
+from logsnr.benchmarks.cli.order import order
 from logsnr.benchmarks.problems.analytic import Gaussian, Mixture, exact_denoiser
-from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label, order
+from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label
 from logsnr.benchmarks.studies.orders import (
     Curve,
     assert_order,
