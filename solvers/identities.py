@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .noise_terms import independent
 from .rows import Row
@@ -64,7 +63,7 @@ class _Identities:
     """
 
     def __init__(self, rows: Sequence[Row]):
-        if any(isinstance(value, Tensor) for row in rows for value in row.numbers()):
+        if not all(row.plain for row in rows):
             rows = [row.without_gradients() for row in rows]
         self.rows = rows
         self.parts = independent(term for row in rows for term in row.noise)

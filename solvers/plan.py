@@ -222,8 +222,10 @@ def validate(plan: Plan) -> None:
                     raise ValueError(f"row {k}: {name} refers to row {j}; allowed are 0..{k - 1}")
                 if name == "outputs" and not rows[j].evaluated:
                     raise ValueError(f"row {k}: outputs refers to row {j}, which is not evaluated")
-        single = [c for c in row.numbers() if not isinstance(c, Tensor)]
-        if not all(map(math.isfinite, single)):
+        numbers = row.numbers()
+        if not row.plain:
+            numbers = [c for c in numbers if not isinstance(c, Tensor)]
+        if not all(map(math.isfinite, numbers)):
             raise ValueError(f"row {k} has a number that is not finite: {row}")
         for term in row.noise:
             _check_noise(k, term)

@@ -48,6 +48,11 @@ class Row:
             *scales,
         ]
 
+    @property
+    def plain(self) -> bool:
+        """Whether every number of the row is a Python one."""
+        return set(map(type, self.numbers())) <= {float, int}
+
     def without_gradients(self) -> Row:
         """The row with every single number as a float."""
         return Row(

@@ -108,7 +108,11 @@ def multistep(
     through_zero = through_zero and (kind == "velocity" or not frame.inverted)
     seen_at: dict[int, Node] = {}  # where an evaluation counts as made, if not at its own node
     pure = [frame.starts(node) for node in nodes]
-    targets = [_target(space, node, frame) for node in nodes]
+    targets = [
+        # A noise prediction carries no information about x0 where alpha = 0.
+        frame.first_target if first else SPACES[space] if isinstance(space, str) else space(node)
+        for node, first in zip(nodes, pure, strict=True)
+    ]
     rows = [Row(nodes[0], target=targets[0])]
     history: list[int] = []  # evaluated rows at distinct finite lambda, newest first
     base = newest = last_pure = 0
@@ -170,10 +174,3 @@ def _row(
 
 def _occurs(coefficient: Coefficient) -> bool:
     return isinstance(coefficient, Tensor) or coefficient != 0
-
-
-def _target(space: str | Callable[[Node], Target], node: Node, frame: Frame) -> Target:
-    # A noise prediction carries no information about x0 where alpha = 0.
-    if frame.starts(node):
-        return frame.first_target
-    return SPACES[space] if isinstance(space, str) else space(node)
