@@ -84,6 +84,7 @@ def markdown(settings: Settings, records: Sequence[Record]) -> str:
         return f"**{text}**" if record["rmse"] == least[record["nfe"]] else text
 
     tables = [
+        ("RMSE of the median sample", lambda r: f"{r['rmse_median']:.4f}"),
         ("RMSE to the converged solution", error),
         ("PSNR to the converged solution, dB", lambda r: f"{r['psnr']:.1f}"),
         (
