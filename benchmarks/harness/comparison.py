@@ -123,8 +123,10 @@ class Comparison:
             record["error_bar"] = rmse_of(squares)
         else:
             record |= self._distances(job, shards)
-        for measure in self.measures:
-            record |= measure.metrics([shard.tensors for shard in first])
+        if job.contender is not None or self.study.referenced == self.study.samples:
+            # fewer samples are another measure of a distribution
+            for measure in self.measures:
+                record |= measure.metrics([shard.tensors for shard in first])
         return record | self._cost(shards, first)
 
     def stands(self, job: Job, record: Record) -> bool:

@@ -39,6 +39,8 @@ OF_FEATURES = {
 MOMENTS = "moments"
 METRICS = (*OF_FEATURES, MOMENTS)
 """What a suite may ask for beside the distances to the converged solution."""
+LEAST = {"prdc": 6}
+"""Samples that a metric needs, where it needs more than two."""
 WIDE = 512
 """Features of so many dimensions are too many to draw Gaussians of them by the thousand."""
 
@@ -91,6 +93,11 @@ class FeatureMeasure:
         said = {"features": self.extractor.name, "real": self.real.digest}
         return {"distribution": said | {"metrics": sorted(self.metrics_asked)}}
 
+    @property
+    def least(self) -> dict[str, int]:
+        """Samples that each metric needs."""
+        return {name: LEAST.get(name, 2) for name in self.metrics_asked}
+
     def of(self, x: Tensor, exact: Tensor | None) -> Statistics:
         """Sums of the features of images x (B, *event), and the features where they are needed."""
         features = self.extractor(x)
@@ -115,7 +122,7 @@ class FeatureMeasure:
                 for shard in shards
             ]
             ours = merged(parts)
-            found["fid"] = frechet_distance(ours, self.real.statistics).value
+            found["fid"] = frechet_distance(ours, self.real.statistics, shared=False).value
             found |= self._floor(ours.count)
         if not {"kid", "prdc", "is", "swd"} & set(self.metrics_asked):
             return found
@@ -157,6 +164,11 @@ class MomentsMeasure:
     def about(self) -> Mapping[str, Any]:
         """Nothing: the problem is the model."""
         return {"distribution": {"metrics": [MOMENTS]}}
+
+    @property
+    def least(self) -> dict[str, int]:
+        """Samples that the covariance needs."""
+        return {MOMENTS: self.problem.dimension + 1}
 
     def of(self, x: Tensor, exact: Tensor | None) -> Statistics:
         """The samples (B, D) themselves."""

@@ -28,6 +28,11 @@ class Measure(Protocol):
         """What the protocol says of it: networks and data sets by their hashes."""
         ...
 
+    @property
+    def least(self) -> Mapping[str, int]:
+        """Samples that each of its metrics needs."""
+        ...
+
     def of(self, x: Tensor, exact: Tensor | None) -> Statistics:
         """The statistics of one shard: samples x (B, *event), as images where the subject makes
         such, and the converged solution.

@@ -39,12 +39,16 @@ class FIDResult:
     note: str | None
 
 
-def frechet_distance(samples: FeatureStatistics, reference: FeatureStatistics) -> FIDResult:
+def frechet_distance(
+    samples: FeatureStatistics, reference: FeatureStatistics, *, shared: bool = True
+) -> FIDResult:
     """The distance of two sets of 2 or more by their statistics.
 
     With torch.distributed initialised, each process gives the statistics of its own samples and
     the same reference, and gets the distance of all samples; the default group must serve CPU
-    tensors. Raises ValueError for statistics of another network, dimension, or of one sample.
+    tensors. ``shared=False`` is a distance of this process alone.
+
+    Raises ValueError for statistics of another network, dimension, or of one sample.
     """
     if reference.features != samples.features:
         raise ValueError(
@@ -60,11 +64,12 @@ def frechet_distance(samples: FeatureStatistics, reference: FeatureStatistics) -
             raise ValueError(f"{name} has {part.count} sample; it must have at least 2")
     metric = FrechetInceptionDistance(feature=_Given(samples.dimension), sync_on_compute=False)
     _put(metric, "fake", samples)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_rank() == 0:
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (shared and joined) or torch.distributed.get_rank() == 0:
         # Processes add their states, so only one of them may bring the reference.
         _put(metric, "real", reference)
-    metric.sync()
+    if shared:
+        metric.sync()
     count = int(metric.fake_features_num_samples)
     return FIDResult(
         value=metric.compute().item(),
@@ -125,7 +130,7 @@ def real_against_real(features: Tensor, count: int, *, draws: int = 10, seed: in
         order = torch.randperm(len(values), generator=rng)
         parts = (values[order[:count]], values[order[count:]])
         ours, theirs = (FeatureStatistics.of(part, "real against real") for part in parts)
-        found.append(frechet_distance(ours, theirs).value)
+        found.append(frechet_distance(ours, theirs, shared=False).value)
     return spread(found)
 
 
@@ -146,7 +151,7 @@ def gaussian_floor(
     for _ in range(draws):
         noise = torch.randn(count, reference.dimension, dtype=torch.float64, generator=rng)
         drawn = FeatureStatistics.of(reference.mean + noise @ root.mT, reference.features)
-        found.append(frechet_distance(drawn, reference).value)
+        found.append(frechet_distance(drawn, reference, shared=False).value)
     return spread(found)
 
 

@@ -57,7 +57,10 @@ def kid(
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         metric = KernelInceptionDistance(
-            feature=torch.nn.Identity(), subsets=number, subset_size=size
+            feature=torch.nn.Identity(),
+            subsets=number,
+            subset_size=size,
+            sync_on_compute=False,  # the sets are whole, whatever other processes do
         )
         metric.update(ours, real=False)
         metric.update(theirs, real=True)

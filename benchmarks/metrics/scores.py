@@ -42,7 +42,11 @@ def inception_score(logits: Tensor, *, splits: int = 1, seed: int = 0) -> ScoreR
     values = values.maximum(values.amax(1, keepdim=True) - 700)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        metric = InceptionScore(feature=torch.nn.Identity(), splits=splits)
+        metric = InceptionScore(
+            feature=torch.nn.Identity(),
+            splits=splits,
+            sync_on_compute=False,  # the samples are whole, whatever other processes do
+        )
         metric.update(values)
         mean, deviation = metric.compute()
     return ScoreResult(float(mean), float(deviation) if splits > 1 else None, splits)

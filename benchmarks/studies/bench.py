@@ -41,6 +41,9 @@ def measure(suite: Suite, out: Path, ranks: Ranks, progress: Progress = quietly)
         subject, study = table.open(), suite.study(table)
         check_study(study, subject)
         measures = table.measures(suite.metrics, out)
+        for name, least in (pair for measure in measures for pair in measure.least.items()):
+            if suite.samples < least:
+                raise ValueError(f"samples={suite.samples}: {name} needs at least {least}")
         comparisons.append(Comparison(study, subject, out, measures))
     total = sum(comparison.study.evaluations for comparison in comparisons)
     records: list[Record] = []
