@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import sys
@@ -18,7 +17,7 @@ from logsnr.benchmarks.cli.order import current_folder
 from logsnr.benchmarks.harness import sampling
 from logsnr.benchmarks.harness.records import load
 from logsnr.benchmarks.harness.subjects import pipeline as pipelines
-from logsnr.benchmarks.studies import demo, parallel, parallel_runs
+from logsnr.benchmarks.studies import demo, parallel_runs
 from logsnr.benchmarks.studies.demo import Settings, compare
 from logsnr.solvers import SOLVERS, VPLinear, make_plan
 
@@ -48,25 +47,6 @@ def cheap(monkeypatch):
 
 
 # Options
-
-
-@pytest.mark.parametrize("command", ["demo", "parallel"])
-def test_the_defaults_are_those_of_the_measurement(command):
-    module, settings = {
-        "demo": (demo, Settings()),
-        "parallel": (parallel, parallel.Settings()),
-    }[command]
-    function = getattr(import_module(f"logsnr.benchmarks.cli.{command}"), command)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in ("out", "json_") or parameter.default == "all":
-            continue
-        value = getattr(settings, name)
-        if isinstance(value, tuple):
-            assert [entry for entry in parameter.default.split(",")] == [
-                "all" if entry is None else str(entry) for entry in value
-            ]
-        else:
-            assert parameter.default == value
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
