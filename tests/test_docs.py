@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -65,3 +66,43 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys):
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+# Names of files and modules
+
+BESIDE = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/README.md"))]
+WRITTEN = [*PAGES, *(page for page in BESIDE if page not in PAGES)]
+PATHS = [
+    path.relative_to(ROOT)
+    for top in ("solvers", "adapters", "benchmarks", "tests", "docs", "src")
+    for path in (ROOT / top, *(ROOT / top).rglob("*"))
+    if "__pycache__" not in path.parts
+]
+FOLDERS = "|".join(sorted({path.parts[0] for path in PATHS}))
+LOOKS_LIKE_A_PATH = re.compile(rf"`((?:[\w*-]+/)*[\w*-]+\.(?:py|md)|(?:{FOLDERS})/[\w./*-]*)`")
+DOTTED = re.compile(r"`(logsnr(?:\.\w+)+)")
+
+
+def named(text: str) -> bool:
+    """Whether there is a file or folder of that name, from the top or from any folder on."""
+    return any(path.match(text.rstrip("/")) for path in PATHS) or (ROOT / text).exists()
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    for text in LOOKS_LIKE_A_PATH.findall(page.read_text()):
+        assert named(text), text
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_dotted_names_that_a_page_names_exist(page):
+    for text in DOTTED.findall(page.read_text()):
+        if not text.endswith("xxx"):  # any of several
+            resolve_name(text)
+
+
+def test_a_file_that_is_not_there_is_seen():
+    text = "`solvers/nonesuch.py`, `run.py`, `tests/nonesuch`, `methods/*.py`, `solvers/`, `x.y`"
+    found = LOOKS_LIKE_A_PATH.findall(text)
+    assert [name for name in found if not named(name)] == found[:3]
+    assert found[3:] == ["methods/*.py", "solvers/"]
