@@ -10,13 +10,13 @@ import typer
 from typer.testing import CliRunner
 
 from logsnr.adapters import PlanScheduler
+from logsnr.benchmarks.cli.overhead import overhead
 from logsnr.benchmarks.studies.overhead import (
     LATENT,
     PAIRS,
     Count,
     Counter,
     count_step,
-    overhead,
     pair,
     parse_shape,
 )

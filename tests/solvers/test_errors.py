@@ -164,7 +164,7 @@ BAD_RUNS: list[tuple[dict, str]] = [
     ({"plan": PURE_NOISE}, "prediction='epsilon' cannot be used at t=1"),
     ({"plan": PURE_NOISE, "prediction": "score"}, "prediction='score' cannot be used at t=1"),
     ({"plan": "unipc"}, "plan='unipc'"),
-    ({"plan": ANCESTRAL, "noise": 3}, "noise=3"),
+    ({"plan": ANCESTRAL, "noise": 1.5}, "noise=1.5"),
     ({"plan": ANCESTRAL, "noise": []}, r"noise=\[\]"),
     ({"plan": ANCESTRAL, "noise": [1]}, "noise has 1 seeds"),
     ({"plan": ANCESTRAL, "noise": [X]}, "noise has 1 tensors"),

@@ -82,13 +82,13 @@ def test_both_executors_compute_the_formula(name, options):
 def test_a_row_may_have_every_kind_of_term(differentiable):
     """Several states, outputs of every target, an offset, and two noise terms in one row."""
     nodes = [row.node for row in ANCESTRAL.rows[:6]]
-    one, two = (ANCESTRAL.rows[k].noise for k in (2, 3))
+    one, two, three = (ANCESTRAL.rows[k].noise for k in (2, 3, 4))
     rows = (
         Row(nodes[0], target=Target(0.5, 0.25, 2.0)),
         Row(nodes[1], ((0, 0.9),), ((0, 0.2),), NOISE, offset=0.3),
         Row(nodes[2], ((0, 0.4), (1, 0.5)), ((0, 0.1), (1, -0.3)), None, -0.2, (*one, *two)),
         Row(nodes[3], ((2, 0.8), (0, 0.1)), ((1, 0.4),), DATA, 0.1),
-        Row(nodes[4], ((0, 0.2),), ((0, 0.3), (3, 0.7)), DATA, noise=one),
+        Row(nodes[4], ((0, 0.2),), ((0, 0.3), (3, 0.7)), DATA, noise=three),
         Row(nodes[5], ((2, 0.3), (3, 0.3)), ((4, 0.6),), offset=0.5),
     )
     plan = Plan(rows, consistent=False)
