@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 
+from .checks import check_choice
 from .methods.dpm_solver import SOLVER_TYPES
-from .registry import check_choice
 from .step_size import PID, Controller, Published
 
 ORDERS = (2, 3)

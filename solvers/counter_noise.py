@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import is_whole
 from .noise_terms import Noise
 
 MOST = 2**63
@@ -94,5 +95,5 @@ def _name(clock: str, moment: int) -> int:
 
 def check_seed(seed: object, name: str = "noise") -> None:
     """ValueError for what is no seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MOST:
+    if not is_whole(seed, 0) or seed >= MOST:
         raise ValueError(f"{name}={seed!r}: need whole numbers in 0..2^63 - 1")

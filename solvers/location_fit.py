@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import is_whole
 from .denoiser import Denoiser, check_start
 from .plan import Plan
 from .registry import make_plan
@@ -169,17 +170,13 @@ def _locations(locations: Sequence[float]) -> tuple[float, ...]:
 
 def _counts(nfe: Sequence[int], reference_nfe: int) -> tuple[int, ...]:
     counts = tuple(nfe) if isinstance(nfe, Sequence) else ()
-    if not counts or not all(map(_is_count, counts)):
+    if not counts or not all(is_whole(count, 1) for count in counts):
         raise ValueError(f"nfe={nfe!r}: need a list of whole numbers of at least 1")
-    if not _is_count(reference_nfe) or reference_nfe <= max(3, *counts):
+    if not is_whole(reference_nfe, 1) or reference_nfe <= max(3, *counts):
         raise ValueError(
             f"reference_nfe={reference_nfe!r}: need a whole number above {max(3, *counts)}"
         )
     return counts
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_deterministic(solver: str, plans: Sequence[Plan]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from .checks import check_choice, check_kind, check_whole
 from .grids import Grid, as_number, as_numbers, nodes_at, nodes_at_lams, nodes_at_sigmas
 from .names import also_named, find_name, meaning, nearest
 from .plan import DATA, Node, Plan, Row
@@ -131,8 +132,8 @@ def make_plan(
     entry, options = chosen_solver(solver, options)
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule, such as VPLinear()")
-    if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
-        raise ValueError(f"nfe={nfe!r}: need a whole number of at least 1")
+    if nfe is not None:
+        check_whole("nfe", nfe, 1)
     given = {"times": times, "sigmas": sigmas, "lams": lams}
     explicit = {name: value for name, value in given.items() if value is not None}
     if len(explicit) > 1:
@@ -258,32 +259,9 @@ def count_steps(grid: Grid, nfe: int | None, *, at_least: int = 1) -> int:
     return steps
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
-
-
 def is_in_time(variable: Any, schedule: NoiseSchedule) -> bool:
     """Whether a method in "sigma" or "time" is one in t; ValueError where that is not its path."""
     check_choice("variable", variable, ("sigma", "time"))
     if variable == "time" and not isinstance(schedule, FlowMatching):
         raise ValueError(f"variable='time' is for FlowMatching, not for {schedule!r}")
     return variable == "time"
-
-
-def check_order(order: Any, choices: Container[int]) -> None:
-    """ValueError unless ``order`` is a whole number among ``choices``."""
-    if isinstance(order, bool) or not isinstance(order, int) or order not in choices:
-        raise ValueError(f"order={order!r}: need a whole number in {choices}")
-
-
-def check_kind(name: str, value: Any, default: Any) -> None:
-    """ValueError unless ``value`` is of the kind of an option whose default is ``default``."""
-    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    for kind, words in kinds.items():
-        if isinstance(default, kind):
-            fits = isinstance(value, int | float if kind is float else kind)
-            if not fits or isinstance(value, bool) is not (kind is bool):
-                raise ValueError(f"{name}={value!r}: need {words}")
-            return

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .checks import check_whole_or_none
 from .denoiser import Denoiser, checked
 from .plan import Node
 from .state_edits import version
@@ -66,9 +67,7 @@ def evaluator(
 
     Raises ValueError for max_groups < 1.
     """
-    whole = isinstance(max_groups, int) and not isinstance(max_groups, bool)
-    if max_groups is not None and not (whole and max_groups >= 1):
-        raise ValueError(f"max_groups={max_groups!r}: need a whole number of at least 1")
+    check_whole_or_none("max_groups", max_groups, 1)
 
     def evaluate(x: Tensor, times: Sequence[float]) -> Tensor:
         if not isinstance(denoise, Denoiser):

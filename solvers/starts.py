@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import is_whole
+
 MOST = 2**63
 
 
@@ -43,7 +45,7 @@ def start_states(
     if not isinstance(numbers, Sequence):
         raise ValueError(f"seeds={seeds!r}: need a list of whole numbers, one a sample")
     for seed in numbers:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MOST:
+        if not is_whole(seed, 0) or seed >= MOST:
             raise ValueError(f"seeds has {seed!r}: need whole numbers in 0..2^63 - 1")
     if len(numbers) != sizes[0]:
         raise ValueError(

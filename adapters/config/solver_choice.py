@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logsnr.solvers import EMS
+from logsnr.solvers.checks import check_whole
 from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import chosen_solver, find_solver
 
@@ -102,8 +103,7 @@ def solver_choice(config: Mapping[str, Any], n: int | None = None) -> SolverChoi
     has = find_solver(name).defaults
     fixed: dict[str, Any] = {}
     order = config["solver_order"]
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"solver_order={order!r}: need a whole number of at least 1")
+    check_whole("solver_order", order, 1)
     if "order" in has:
         fixed["order"] = order
     if "space" in has and not config["predict_x0"]:

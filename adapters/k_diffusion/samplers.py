@@ -22,9 +22,10 @@ from logsnr.solvers import (
     VarianceExploding,
     sample,
 )
+from logsnr.solvers.checks import check_kind
 from logsnr.solvers.grids import as_numbers
 from logsnr.solvers.noise import NoiseSource, noise_source
-from logsnr.solvers.registry import check_kind, find_solver
+from logsnr.solvers.registry import find_solver
 
 from ..plans import spread_plan
 from .models import Model, as_function

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from logsnr.solvers.checks import is_whole
+
 
 def check_values(name: str, value: Tensor) -> None:
     """ValueError unless all values are floating and finite."""
@@ -42,7 +44,7 @@ def two_sets(samples: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Te
 
 def whole(name: str, value: int, low: int, high: int | None = None) -> int:
     """A whole number in low..high; ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if not is_whole(value, low):
         raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {low}")
     if high is not None and value > high:
         raise ValueError(f"{name} is {value}; it must be at most {high}")

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checks import check_choice, check_order
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import check_choice, check_order, count_steps, solver
+from ..registry import count_steps, solver
 from .lagrange import lambda_measure, means, step_weights
 from .multistep import Weights, multistep
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import scalar
+from ..checks import check_choice
 from ..grids import Grid
 from ..plan import DATA, Node, Noise, Plan, Row
-from ..registry import check_choice, count_steps, solver
+from ..registry import count_steps, solver
 from ..scalar import Number
 from .multistep import Predictor, Weights, exponential, multistep
 from .pure_noise import Frame

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 from .. import scalar
+from ..checks import check_choice, check_order
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import check_choice, check_order, count_steps, solver
+from ..registry import count_steps, solver
 from ..scalar import plain
 from ..schedules import DiscreteVP, NoiseSchedule
 from .lagrange import (

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import scalar
+from ..checks import check_choice, check_order
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan, Row
-from ..registry import check_choice, check_order, count_steps, solver
+from ..registry import count_steps, solver
 from .multistep import SPACES, Weights, exponential, first_order, multistep
 from .singlestep import blocks, budget, singlestep
 from .unipc import unic

@@ -42,11 +42,12 @@ import torch
 from torch import Tensor
 
 from .. import scalar
+from ..checks import check_choice, check_order
 from ..grids import Grid, node_at
 from ..model_statistics.ems import EMS
 from ..model_statistics.integrals import Integrals, closed, quadratures, trapezoids
 from ..plan import DATA, Coefficient, Node, Plan, Target
-from ..registry import check_choice, check_order, count_steps, solver
+from ..registry import count_steps, solver
 from ..scalar import Number
 from .multistep import Corrector, Predictor, Step, multistep
 from .pure_noise import Frame

@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_choice, check_order
 from ..grids import Grid
 from ..plan import Node, Plan
-from ..registry import check_choice, check_order, count_steps, is_in_time, solver
+from ..registry import count_steps, is_in_time, solver
 from .lagrange import noise_ratio, polynomial_weights, step_weights
 from .multistep import Weights, multistep
 

@@ -9,9 +9,10 @@ extrapolated as everywhere else, and which is of order 1 there.
 
 from __future__ import annotations
 
+from ..checks import check_order
 from ..grids import Grid
 from ..plan import Plan
-from ..registry import check_order, count_steps, solver
+from ..registry import count_steps, solver
 from .deis import in_rho
 from .multistep import multistep
 

@@ -27,10 +27,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import scalar
+from ..checks import check_choice, check_order
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
-from ..registry import check_choice, check_order, count_steps, solver
+from ..registry import count_steps, solver
 from .adams import bashforth, moulton
 from .multistep import Corrector, Predictor, Weights, exponential, multistep
 

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checks import is_whole
 from ..grids import check_range
 from ..schedule_notes import same_schedule, schedule_note
 from ..schedules import NoiseSchedule
@@ -228,7 +229,7 @@ class EMS:
         missing = [name for name in DEGENERATE if name not in self.errors]
         if missing:
             raise ValueError(f"errors has no {missing[0]!r}: shrinking needs the standard errors")
-        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        if not is_whole(window, 0):
             raise ValueError(f"window={window!r}: need a whole number of nodes, at least 0")
         l, s, b = (
             _shrink(getattr(self, name), self.errors[name], value, window)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from ..checks import check_choice, check_kind, check_whole
 from ..plan import Plan
 from ..prediction import check_prediction
 from ..progress import Show
-from ..registry import check_choice, check_kind
 
 GRANULARITIES = ("coordinate", "channel", "scalar")
 WAYS = ("auto", "jvp", "difference")
@@ -161,9 +161,3 @@ class OutputsEstimation(StatesEstimation):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prediction(self.prediction)
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """ValueError unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: need a whole number of at least {least}")

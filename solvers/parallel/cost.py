@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..checks import check_whole
 from ..denoiser import Denoiser
 from ..keywords import takes
 from ..noise import noise_source
@@ -112,8 +113,7 @@ def predict(
 
     Raises ValueError for values out of range.
     """
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"devices={devices!r}: need a whole number of at least 1")
+    check_whole("devices", devices, 1)
     if not overhead >= 0:
         raise ValueError(f"overhead={overhead!r}: need a number of at least 0")
     plain = without_tensors(plan)

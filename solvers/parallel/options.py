@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..checks import check_choice, check_kind, check_whole_or_none
 from ..plan import Node
-from ..registry import check_choice, check_kind
 from ..requests import Evaluate
 
 if TYPE_CHECKING:
@@ -57,10 +57,8 @@ class Picard:
     published: bool = False
 
     def __post_init__(self) -> None:
-        window, tolerance, data_scale = self.window, self.tolerance, self.data_scale
-        whole = isinstance(window, int) and not isinstance(window, bool)
-        if window is not None and not (whole and window >= 1):
-            raise ValueError(f"window={window!r}: need None or a whole number of at least 1")
+        tolerance, data_scale = self.tolerance, self.data_scale
+        check_whole_or_none("window", self.window, 1)
         check_kind("tolerance", tolerance, 0.0)
         check_kind("data_scale", data_scale, 1.0)
         if not 0 <= tolerance < math.inf:

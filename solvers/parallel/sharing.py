@@ -22,6 +22,7 @@ from itertools import count, pairwise
 import torch
 from torch import Tensor
 
+from ..checks import is_whole
 from ..plan import Plan
 from ..processes import Message, RankError, Ranks
 from ..requests import Evaluate
@@ -46,7 +47,7 @@ def share(evaluate: Evaluate, here: Ranks, plan: Plan, x_T: Tensor, *, parts: in
 
     Raises ValueError for parts < the number of ranks, `RankError` if the ranks disagree.
     """
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < here.size:
+    if not is_whole(parts, here.size):
         raise ValueError(
             f"parts={parts!r}: need a whole number of at least 1 a rank, {here.size} in all"
         )
