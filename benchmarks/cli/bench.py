@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from logsnr.benchmarks.cli.command_line import (
     working,
     wrote,
 )
+from logsnr.benchmarks.harness.written import split
 
 
 def bench(
@@ -35,8 +37,8 @@ def bench(
     contenders: Annotated[
         str | None,
         typer.Option(
-            help="In place of the suite's: PlanScheduler, unipc:order=3, UniPCMultistep:karras, "
-            "sample_heun of k-diffusion, a plan's file."
+            help="In place of all of the suite's: PlanScheduler, unipc:order=3, "
+            "UniPCMultistep:karras, sample_heun of k-diffusion, a plan's file."
         ),
     ] = None,
     nfe: Annotated[str | None, typer.Option(help="Numbers of network evaluations.")] = None,
@@ -76,18 +78,22 @@ def bench(
             "metrics": [] if metrics == "none" else _list(metrics),
         }
 
-    from logsnr.benchmarks.harness.baseline import compare_folders, tolerance
+    from logsnr.benchmarks.harness.baseline import compare, open_baseline, tolerance
     from logsnr.benchmarks.harness.suite import load_suite
-    from logsnr.benchmarks.studies.bench import measure
+    from logsnr.benchmarks.studies.bench import measure, opened
     from logsnr.solvers.processes import ranks
 
     with options():
         asked = load_suite(suite, **changes)
         allowed = tolerance(fail_if_worse, baseline)
+        earlier = None if baseline is None else open_baseline(baseline, out)
         folder(out)
     with ranks(timeout=timeout) as here:
-        with options(), working(kept=out):
-            records = measure(asked, out, here, lambda total: progress(total, "evaluations"))
+        with options():
+            subjects_ = opened(asked)
+        with working(kept=out):
+            shown = partial(progress, unit="evaluations")
+            records = measure(asked, out, here, shown, subjects_)
         if here.rank != 0:
             return
     from logsnr.benchmarks.reports.terminal import print_tables
@@ -100,16 +106,16 @@ def bench(
     else:
         print_tables(tables)
         wrote(out, names)
-    if baseline is not None:
-        with options():
-            verdict = compare_folders(baseline, records, allowed)
+    worse = any(record["status"] == "failed" for record in records)
+    if earlier is not None:
+        with working(kept=out):
+            verdict = compare(earlier, records, allowed)
         for line in verdict.lines:
-            typer.echo(line)
-        if verdict.worse:
-            raise typer.Exit(1)
-    if any(record["status"] == "failed" for record in records):
+            typer.echo(line, err=json_)  # what is printed beside them is JSON alone
+        worse = worse or verdict.worse
+    if worse:
         raise typer.Exit(1)
 
 
 def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
+    return None if text is None else split(text, ",")

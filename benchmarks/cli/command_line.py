@@ -83,7 +83,7 @@ def file(path: Path | None, option: str = "out") -> None:
 
 def _try_writing(path: Path) -> None:
     path.touch()
-    path.unlink()
+    path.unlink(missing_ok=True)  # another rank may have tried the same
 
 
 @contextmanager
@@ -97,7 +97,8 @@ def options(names: Mapping[str, str] | None = None) -> Iterator[None]:
     except ValueError as error:
         argument = str(error).split("=", 1)[0].split(":", 1)[0]
         option = (names or {}).get(argument, argument).replace("_", "-")
-        hint = f"--{option}" if argument.isidentifier() else None
+        written = option if option.isupper() else f"--{option}"  # an argument, an option
+        hint = written if argument.isidentifier() else None
         raise typer.BadParameter(str(error), param_hint=hint) from error
 
 

@@ -18,6 +18,7 @@ from logsnr.benchmarks.cli.command_line import (
     wrote,
 )
 from logsnr.benchmarks.cli.pipeline_options import CallArgs, Device, Dtype, Height, Width
+from logsnr.benchmarks.harness.written import split
 
 
 def nfe(
@@ -94,7 +95,7 @@ def nfe(
 
     with options():
         # Everything that can be checked without the weights comes first.
-        chosen = None if solvers is None else tuple(map(parse_contender, solvers.split(",")))
+        chosen = None if solvers is None else tuple(map(parse_contender, split(solvers, ",")))
         accuracy = _accuracy(reference_nfe)
         subject = open_pipeline(
             pipeline,

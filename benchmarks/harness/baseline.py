@@ -47,23 +47,55 @@ def tolerance(text: str | None, baseline: Path | None) -> float | None:
     return value
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """The records of an earlier run, and the folder in which they are."""
+
+    folder: Path
+    records: Mapping[str, Record]
+
+
+def open_baseline(folder: Path, out: Path | None = None) -> Baseline:
+    """The earlier run in ``folder``.
+
+    out : where the present run writes, which must be another place.
+
+    Raises ValueError for a folder without records, with damaged ones, and for ``out`` itself.
+    """
+    if out is not None and folder.resolve() == out.resolve():
+        raise ValueError(f"baseline={str(folder)!r}: need another folder than that of --out")
+    try:
+        records = load(folder, (STATUS,)) if folder.is_dir() else {}
+    except ValueError as error:
+        raise ValueError(f"baseline={str(folder)!r}: {error}") from error
+    if not records:
+        raise ValueError(f"baseline={str(folder)!r}: no records there")
+    return Baseline(folder, records)
+
+
 def compare_folders(baseline: Path, records: Sequence[Record], allowed: float | None) -> Verdict:
-    """This run's records against those of ``baseline``.
+    """`compare` with the run in a folder."""
+    return compare(open_baseline(baseline), records, allowed)
+
+
+def compare(baseline: Baseline, records: Sequence[Record], allowed: float | None) -> Verdict:
+    """This run's records against those of an earlier one.
 
     allowed : how much worse a metric may be, as a share of the baseline's value; None judges
         nothing. A run that diverged or failed where the baseline's did not is worse.
 
-    Raises ValueError for a folder without records, and where no two records may be compared.
+    Raises ValueError where no two records may be compared.
     """
-    if not baseline.is_dir() or not (theirs := load(baseline, (STATUS,))):
-        raise ValueError(f"baseline={str(baseline)!r}: no records there")
+    theirs = baseline.records
     runs = [record for record in records if record["solver"] != REFERENCE]
     pairs = [(record, theirs[identity(record)]) for record in runs if identity(record) in theirs]
     if not pairs:
         reason = _why(runs[0], theirs.values()) if runs else "this run has no records"
-        raise ValueError(f"baseline={str(baseline)!r} has nothing of the same protocol: {reason}")
+        raise ValueError(
+            f"baseline={str(baseline.folder)!r} has nothing of the same protocol: {reason}"
+        )
     lines, worse = [], False
-    for name, group in _grouped(pairs).items():
+    for name, group in _grouped(pairs):
         for line, bad in _judged(group, allowed):
             worse = worse or bad
             lines.append(f"{'WORSE' if bad else 'ok'}: {name}: {line}")
@@ -71,32 +103,44 @@ def compare_folders(baseline: Path, records: Sequence[Record], allowed: float | 
     if alone:
         missing = next(record for record in runs if identity(record) not in theirs)
         lines.append(f"{alone} records have no partner: {_why(missing, theirs.values())}")
-    lines.append(f"{len(pairs)} records compared with {baseline}")
+    lines.append(f"{len(pairs)} records compared with {baseline.folder}")
     return Verdict(tuple(lines), worse)
 
 
-def _grouped(pairs: Iterable[tuple[Record, Record]]) -> dict[str, list[tuple[Record, Record]]]:
-    groups: dict[str, list[tuple[Record, Record]]] = {}
+def _grouped(
+    pairs: Iterable[tuple[Record, Record]],
+) -> list[tuple[str, list[tuple[Record, Record]]]]:
+    """The pairs that differ in nothing but the seed, with what they are called."""
+    groups: dict[str, tuple[str, list[tuple[Record, Record]]]] = {}
     for new, old in pairs:
         options = "".join(f":{key}={value}" for key, value in new["options"].items())
         guidance = new["problem"].get("guidance", 1)
         scale = "" if guidance == 1 else f", guidance {guidance}"
         name = f"{new['solver']}{options}, {new['nfe']} NFE, {new['model']}{scale}"
-        groups.setdefault(name, []).append((new, old))
-    return groups
+        alike = identity(dict(new, seed=None))
+        groups.setdefault(alike, (name, []))[1].append((new, old))
+    return list(groups.values())
 
 
 def _judged(
     group: Sequence[tuple[Record, Record]], allowed: float | None
 ) -> list[tuple[str, bool]]:
-    """A line for each metric that both have, or one for runs that ended otherwise."""
+    """A line for each metric that both have, and for each run that ended otherwise.
+
+    A metric that the baseline has and this run lacks cannot be judged, which is no pass.
+    """
+    found = []
     for new, old in group:
         if new[STATUS] != old[STATUS]:
-            text = f"seed {new['seed']} was {old[STATUS]}, now it {new[STATUS]}"
-            return [(text, allowed is not None and old[STATUS] == OK)]
-    found = []
+            text = f"seed {new['seed']} was {old[STATUS]}, is {new[STATUS]}"
+            found.append((text, allowed is not None and old[STATUS] == OK))
+    ended = [(new, old) for new, old in group if new[STATUS] == old[STATUS] == OK]
     for name in (*LOWER, *HIGHER):
-        both = [(new.get(name), old.get(name)) for new, old in group]
+        both = [(new.get(name), old.get(name)) for new, old in ended]
+        lacking = sum(new is None and old is not None for new, old in both)
+        if lacking:
+            seeds = "1 seed" if lacking == 1 else f"{lacking} seeds"
+            found.append((f"{name} is missing of {seeds} now", allowed is not None))
         values = [(new, old) for new, old in both if new is not None and old is not None]
         if not values:
             continue

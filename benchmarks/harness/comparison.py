@@ -17,16 +17,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from logsnr.benchmarks.harness.files import load_tensor, load_tensors, write_whole
+from logsnr.benchmarks.harness.files import load_tensors, tensor_names, write_whole
 from logsnr.benchmarks.harness.measures import Measure, distances, mean_squares, rmse_of
 from logsnr.benchmarks.harness.protocol import Record, key_of
 from logsnr.benchmarks.harness.records import STATUS
 from logsnr.benchmarks.harness.runner import DIVERGED, FAILED, OK, Shard, Watch
 from logsnr.benchmarks.harness.study import REFERENCE, Job, Study, work
 from logsnr.benchmarks.harness.subjects import Diverged, Outcome, Subject
+from logsnr.benchmarks.harness.subjects.subject import NOT_FINITE
 
-FAILURES = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
-"""What a pipeline raises that cannot be run with a scheduler, or with these arguments."""
+FAILURES = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What code that is not ours raises: networks, pipelines, schedulers, sampler functions."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,13 @@ class Comparison:
             known = portion in study.referenced_portions
             if job.contender is not None and known and not study.whole:
                 exact = self.exact(job.seed, portion)
-                kept["squares"] = mean_squares(outcome.x, exact)
-            for measure in self.measures:
-                kept |= measure.of(outcome.images, exact)
+                if exact is not None:
+                    kept["squares"] = mean_squares(outcome.x, exact)
+            try:
+                for measure in self.measures:
+                    kept |= measure.of(outcome.images, exact)
+            except FAILURES as error:  # finite samples, with features that are not
+                return _failed(error, DIVERGED if NOT_FINITE in str(error) else FAILED)
         x = outcome.x if job.contender is None else outcome.x[: max(0, study.keep - indices[0])]
         if len(x):
             kept["x"] = x.clone()
@@ -125,8 +138,12 @@ class Comparison:
             record |= self._distances(job, shards)
         if job.contender is not None or self.study.referenced == self.study.samples:
             # fewer samples are another measure of a distribution
-            for measure in self.measures:
-                record |= measure.metrics([shard.tensors for shard in first])
+            try:
+                for measure in self.measures:
+                    record |= measure.metrics([shard.tensors for shard in first])
+            except FAILURES as error:
+                note = _failed(error, FAILED).about["note"]
+                return {STATUS: FAILED, "note": note, "pictures": []}
         return record | self._cost(shards, first)
 
     def stands(self, job: Job, record: Record) -> bool:
@@ -135,13 +152,18 @@ class Comparison:
             return True
         return bool(record.get("against") == self._against(job))
 
-    def exact(self, seed: int, portion: int) -> Tensor:
-        """The converged solution of one portion of the samples, once it is there."""
+    def exact(self, seed: int, portion: int) -> Tensor | None:
+        """The converged solution of one portion of the samples; None where there is none.
+
+        Raises ValueError for a file that is damaged.
+        """
         name = self._exact_file(seed, portion)
-        if name not in self._truths:
+        if name not in self._truths and (self.folder / name).exists():
             self._truths.clear()  # one at a time: a shard can be large
-            self._truths[name] = load_tensor(self.folder / name)
-        return self._truths[name]
+            tensors, _ = load_tensors(self.folder / name)
+            if "x" in tensors:  # a solution that diverged left a file without states
+                self._truths[name] = tensors["x"]
+        return self._truths.get(name)
 
     def _exact_file(self, seed: int, portion: int) -> str:
         key = key_of(self.request(Job(None, None, seed)))
@@ -151,7 +173,7 @@ class Comparison:
         """What the distances are taken to, None while it is not there."""
         portions = self.study.referenced_portions
         files = [self.folder / self._exact_file(job.seed, portion) for portion in portions]
-        if not files or not all(file.exists() for file in files):
+        if not files or not all(file.exists() and "x" in tensor_names(file) for file in files):
             return None
         return key_of(self.request(Job(None, None, job.seed)))
 
@@ -166,8 +188,7 @@ class Comparison:
         except FAILURES as error:
             if not self.tolerant:
                 raise
-            note = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-            return Shard({}, {STATUS: FAILED, "note": note[:300]})
+            return _failed(error, FAILED)
 
     def _distances(self, job: Job, shards: Sequence[Shard]) -> Record:
         """To the converged solution; None of a stochastic run, which does not solve the ODE."""
@@ -177,6 +198,8 @@ class Comparison:
         squares, low, high = [], [], []
         for portion, shard in zip(self.study.referenced_portions, shards, strict=False):
             exact = self.exact(job.seed, portion)
+            if exact is None:
+                return {"against": None}
             kept = shard.tensors.get("squares")
             squares.append(mean_squares(shard.tensors["x"], exact) if kept is None else kept)
             low.append(float(exact.min()))
@@ -213,6 +236,11 @@ class Comparison:
         return names
 
 
+def _failed(error: Exception, status: str) -> Shard:
+    note = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return Shard({}, {STATUS: status, "note": note[:300]})
+
+
 def _plain(number: float) -> float:
     """A whole number as such."""
     return int(number) if number == int(number) else number
@@ -232,7 +260,12 @@ def check_study(study: Study, subject: Subject) -> None:
     for nfe in study.reference_nfe:
         subject.check_converged(nfe)
     for contender in study.contenders:
-        for nfe in study.nfe:
+        if not study.numbers(contender):
+            raise ValueError(
+                f"nfe={list(study.nfe)}: {contender.text} is a plan of {contender.plan.nfe} "
+                "evaluations, and has no others"
+            )
+        for nfe in study.numbers(contender):
             subject.check(contender, nfe)
 
 

@@ -27,6 +27,7 @@ import diffusers
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.harness.protocol import file_digest
+from logsnr.benchmarks.harness.written import importable, option_value, split, unquoted
 from logsnr.solvers import SOLVERS, Plan
 from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import implied
@@ -34,6 +35,7 @@ from logsnr.solvers.registry import implied
 STOCK = "stock"
 PASTED = "PlanScheduler"
 SUFFIX = "Scheduler"
+PLAN = ".safetensors"
 FUNCTION = "sample_"
 K_DIFFUSION = "k_diffusion.sampling"
 """Where a function is looked for whose name has no module."""
@@ -74,6 +76,10 @@ class Contender:
     label: str = ""
     title: str = ""
 
+    def __post_init__(self) -> None:
+        if self.saved and self.options:
+            raise ValueError(f"{self.text}: a saved plan has no options, its numbers are all of it")
+
     @property
     def solver(self) -> str:
         """What a record calls it."""
@@ -89,11 +95,9 @@ class Contender:
         """Its label, or the shortest way to write it on the command line."""
         if self.label:
             return self.label
-        words = {pair: word for word, pair in WORDS.items()}
-        options = (
-            words.get((key, value)) or f"{key}={json.dumps(value)}"
-            for key, value in self.options.items()
-        )
+        words = {f"{key}={json.dumps(value)}": word for word, (key, value) in WORDS.items()}
+        said = (f"{key}={json.dumps(value)}" for key, value in self.options.items())
+        options = (words.get(option, option) for option in said)
         name = self.name if self.ours else self.name.removesuffix(SUFFIX)
         return ":".join([name, *options]).replace('"', "")
 
@@ -110,7 +114,7 @@ class Contender:
     @property
     def saved(self) -> bool:
         """Whether it is the file of a plan."""
-        return self.name.endswith(".safetensors")
+        return self.name.endswith(PLAN)
 
     @property
     def sampler(self) -> bool:
@@ -166,18 +170,21 @@ def reference_scheduler(own: Any) -> Any:
     return PlanScheduler.from_config(own.config, solver="unipc", **REFERENCE_CONFIG)
 
 
-def parse_contender(text: str, argument: str = "solvers") -> Contender:
+def parse_contender(text: str, argument: str = "solvers", base: Path | None = None) -> Contender:
     """The contender that is written ``name:key=value:word``.
+
+    base : the folder in which files of plans and modules are looked for, the current one if None.
 
     Raises ValueError for an unknown name; it begins with ``argument``.
     """
     with in_words({"solvers": argument}):
-        return _parsed(text)
+        return _parsed(text, base or Path())
 
 
-def _parsed(text: str) -> Contender:
-    typed, *parts = text.strip().split(":")
-    name, options = _named(typed)
+def _parsed(text: str, base: Path) -> Contender:
+    typed, *parts = [text] if text.endswith(PLAN) else split(text.strip(), ":")
+    typed = unquoted(typed)
+    name, options = _named(typed, base)
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals and part not in WORDS:
@@ -189,20 +196,27 @@ def _parsed(text: str) -> Contender:
             options[key] = option_value(value)
         else:
             options.update([WORDS[part]])
-    return Contender(name, options)
+    try:
+        contender = Contender(name, options, label=typed if typed.endswith(PLAN) else "")
+        if contender.saved:
+            contender.plan  # noqa: B018 (which is read, and checked)
+    except ValueError as error:
+        raise ValueError(f"solvers={text!r}: {error}") from error
+    return contender
 
 
-def _named(typed: str) -> tuple[str, dict[str, Any]]:
+def _named(typed: str, base: Path) -> tuple[str, dict[str, Any]]:
     """The contender's name and the options that it implies."""
     theirs = typed.removesuffix(SUFFIX) + SUFFIX
     if typed in (STOCK, PASTED):
         return typed, {}
-    if typed.endswith(".safetensors"):
-        if not Path(typed).is_file():
+    if typed.endswith(PLAN):
+        if not (base / typed).is_file():
             raise ValueError(f"solvers={typed!r}: no such file of a plan")
-        return typed, {}
+        return str(base / typed), {}
     if typed.startswith(FUNCTION) or (typed not in SOLVERS and "." in typed):
         name = typed if "." in typed else f"{K_DIFFUSION}.{typed}"
+        importable(Path(), base)
         _function(name)
         return name, {}
     if typed not in SOLVERS and getattr(diffusers, theirs, None) is not None:
@@ -243,14 +257,6 @@ def steps_for(scheduler: Any, nfe: int) -> int:
         if len(scheduler.timesteps) <= nfe:
             return steps
     raise ValueError(f"nfe={nfe}: {type(scheduler).__name__} needs more evaluations")
-
-
-def option_value(text: str) -> Any:
-    """The value of an option written as key=value: JSON, or a word."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _function(name: str) -> Callable[..., Any]:

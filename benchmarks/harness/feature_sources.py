@@ -73,7 +73,13 @@ def given_measure(
     network = feature_network(features)
     path = Path(reference)
     if path.is_dir():
-        extractor, real = _of_images(path, network, folder)
+        try:
+            extractor, real = _of_images(path, network, folder)
+        except RuntimeError as error:  # of the network, which may be anybody's
+            reason = (str(error).strip().splitlines() or [""])[-1]
+            raise ValueError(
+                f"features={features!r} takes no images as in {path}: {reason}"
+            ) from error
     elif path.suffix == ".safetensors" and path.is_file():
         extractor, real = _of_file(path, network)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -49,8 +51,9 @@ def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
 ) -> None:
     """Write a safetensors file whole; ``about`` (JSON values) goes with it."""
-    metadata = {"about": json.dumps(finite(about or {}))}
     kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(finite(about or {}))
+    metadata = {"about": text, "digest": _digest(kept, text)}
 
     def write(part: Path) -> None:
         try:
@@ -65,9 +68,32 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, about) of such a file; ValueError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about
-    except (SafetensorError, KeyError, ValueError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if metadata.get("digest") not in (None, _digest(tensors, metadata["about"])):
+            raise ValueError("its contents are not those that were written")
+        return tensors, dict(json.loads(metadata["about"]))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
+    """Of all that a file holds: the format itself notices no changed value."""
+    sums = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        sums.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        sums.update(tensors[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return sums.hexdigest()[:16]
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors of such a file, whose contents are not read; ValueError if it is
+    damaged in a way that shows so.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, to have it made anew") from error
 
 
@@ -102,14 +128,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, asked: Mapping[str, Any], name: str = "suite.json") -> None:
+def claim(
+    folder: Path, asked: Mapping[str, Any], name: str = "suite.json", held: bool = True
+) -> None:
     """Note in the folder what is measured there, or check that it is what was noted.
+
+    held : whether anything was measured there; if not, what was noted may change.
 
     Raises ValueError with the differences if the folder holds measurements of something else;
     nothing in it is touched then.
     """
     path = folder / name
-    if not path.exists():
+    if not (held and path.exists()):
         text = json.dumps(finite(asked), indent=2) + "\n"
         write_whole(path, lambda part: part.write_text(text))
         return

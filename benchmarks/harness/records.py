@@ -77,14 +77,15 @@ def load(path: Path, keys: Sequence[str] = (), damage: Damage | None = None) -> 
     return found
 
 
-def mend(folder: Path, damage: Damage) -> None:
+def mend(folder: Path, keys: Sequence[str], damage: Damage) -> None:
     """Take lines that are no records out of the files of a folder that no one else writes to.
 
+    keys : what a record must have beside its protocol.
     damage : called for each of them.
     """
     for path in record_files(folder):
         bad: list[str] = []
-        kept = [json.dumps(record) + "\n" for _, record in _parsed(path, (), bad.append)]
+        kept = [json.dumps(record) + "\n" for _, record in _parsed(path, keys, bad.append)]
         if bad:
             for text in bad:
                 damage(text)
@@ -109,6 +110,7 @@ def _parsed(path: Path, keys: Sequence[str], damage: Damage | None) -> Iterator[
                 missing = [key for key in keys if key not in record]
                 if missing:
                     raise ValueError(f"record lacks {missing[0]!r}")
+                _check(record)
             except (ValueError, TypeError) as error:
                 text = f"{path}, line {number} is not a record: {error}"
                 if damage is None:
@@ -116,6 +118,19 @@ def _parsed(path: Path, keys: Sequence[str], damage: Damage | None) -> Iterator[
                 damage(text)
                 continue
             yield name, record
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """ValueError for entries that are not of their kind."""
+    files = record.get("files", [])
+    kinds = {
+        STATUS: isinstance(record.get(STATUS, ""), str),
+        WRITTEN: isinstance(record.get(WRITTEN, 0), int | float),
+        "files": isinstance(files, list) and all(isinstance(name, str) for name in files),
+    }
+    for name, right in kinds.items():
+        if not right:
+            raise ValueError(f"{name}={record[name]!r}")
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from logsnr.benchmarks.harness.files import load_tensors, save_tensors
-from logsnr.benchmarks.harness.protocol import Record, identity, key_of, versions
+from logsnr.benchmarks.harness.files import load_tensors, save_tensors, tensor_names
+from logsnr.benchmarks.harness.protocol import Record, finite, identity, key_of, versions
 from logsnr.benchmarks.harness.records import STATUS, WRITTEN, Damage, append, load, record_file
 from logsnr.solvers.processes import Ranks
 
@@ -128,7 +128,18 @@ class Runner(Generic[J]):
             return None
         if not all((self.folder / name).exists() for name in record[FILES]):
             return None
+        if self.damage is not None and not all(self._readable(job, n) for n in record[FILES]):
+            return None  # `_piece` reports what it is, and makes it again
         return record if self.measurement.stands(job, record) else None
+
+    def _readable(self, job: J, name: str) -> bool:
+        """Whether a file is whole; of what others are measured by, all that it holds."""
+        read = tensor_names if self.measurement.stage(job) > 0 else load_tensors
+        try:
+            read(self.folder / name)
+        except ValueError:
+            return False
+        return True
 
     def _found(self, job: J) -> Record | None:
         return self.done.get(identity(self.measurement.request(job)))
@@ -174,7 +185,7 @@ class Runner(Generic[J]):
                 break
         files = [self.file(job, i) for i, shard in enumerate(shards) if shard.tensors]
         about = {FILES: files, "versions": dict(versions()), WRITTEN: time.time()}
-        record = request | about | self.measurement.finish(job, shards)
+        record = finite(request | about | self.measurement.finish(job, shards))
         append(record_file(self.folder, self.ranks.rank), record)
         self.done[identity(record)] = record
         return record
@@ -183,7 +194,10 @@ class Runner(Generic[J]):
         path = self.folder / self.file(job, index)
         if path.exists():
             try:
-                return Shard(*load_tensors(path))
+                shard = Shard(*load_tensors(path))
+                if STATUS in shard.about:
+                    return shard
+                raise ValueError(f"{path} is damaged (no {STATUS!r}): remove it")
             except ValueError as error:
                 if self.damage is None:
                     raise

@@ -226,7 +226,25 @@ class FunctionSampling:
         """Karras' grid of ``steps`` steps between the ends of the schedule, float64."""
         ends = torch.tensor([self.schedule.t_start, self.schedule.t_end], dtype=torch.float64)
         high, low = torch.exp(-self.schedule.lam(ends) / RHO)
+        if not high.isfinite():
+            raise ValueError(
+                f"{self.contender.text} begins at the largest sigma, and {self.schedule!r} has none"
+            )
         return torch.linspace(float(high), float(low), steps + 1, dtype=torch.float64) ** RHO
+
+
+def _check_schedule(contender: Contender, schedule: NoiseSchedule) -> None:
+    """ValueError for a saved plan whose nodes are no points of this noise schedule."""
+    for row in contender.plan.rows:
+        t, alpha, sigma = (float(value) for value in row.node[:3])
+        here = torch.tensor(t, dtype=torch.float64)
+        far = abs(float(schedule.alpha(here)) - alpha) + abs(float(schedule.sigma(here)) - sigma)
+        if sigma > 0 and not far <= 1e-6 * (alpha + sigma):
+            raise ValueError(
+                f"{contender.text} was made for another noise schedule: at t={t:.6g} it has "
+                f"alpha={alpha:.6g}, sigma={sigma:.6g}, this one {float(schedule.alpha(here)):.6g} "
+                f"and {float(schedule.sigma(here)):.6g}"
+            )
 
 
 def sampling(
@@ -250,6 +268,7 @@ def sampling(
     if contender.saved:
         if contender.plan.nfe != nfe:
             raise ValueError(f"nfe={nfe}: {contender.name} has {contender.plan.nfe} evaluations")
+        _check_schedule(contender, schedule)
         return PlanSampling(contender.plan)
     if contender.stock or contender.name == PASTED:
         if config is None:

@@ -107,6 +107,10 @@ class Study:
                 f"samples={self.samples}, or all of them"
             )
 
+    def numbers(self, contender: Contender) -> tuple[int, ...]:
+        """The numbers of evaluations of one contender: a saved plan has its own alone."""
+        return tuple(n for n in self.nfe if not contender.saved or contender.plan.nfe == n)
+
     @property
     def referenced(self) -> int:
         """Samples of a seed that have a converged solution."""
@@ -135,7 +139,11 @@ def jobs(study: Study) -> list[Job]:
         for seed in study.seeds
         for job in (
             *([Job(None, None, seed)] if study.referenced else []),
-            *(Job(contender, nfe, seed) for contender in study.contenders for nfe in study.nfe),
+            *(
+                Job(contender, nfe, seed)
+                for contender in study.contenders
+                for nfe in study.numbers(contender)
+            ),
         )
     ]
 

@@ -18,6 +18,7 @@ them say. Paths are relative to the file. Unknown keys are errors: nothing is ig
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,13 +29,14 @@ from logsnr.benchmarks.harness.contenders import Contender, parse_contender
 from logsnr.benchmarks.harness.feature_measures import METRICS
 from logsnr.benchmarks.harness.study import Study, chosen
 from logsnr.benchmarks.harness.suite_subjects import SubjectTable, parse_subject, subject_table
-from logsnr.solvers.names import unknown
+from logsnr.solvers.names import in_words, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+CONTENDERS = "contenders"
 FOLDER = Path(__file__).parent.parent / "suites"
 READY = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 """The suites that come with the package."""
@@ -73,8 +75,11 @@ class Suite:
             )
         if self.metrics:
             chosen(self.metrics, METRICS, "metrics")
-        for table in self.subjects:
+        for number, table in enumerate(self.subjects):
             self.study(table)
+            for other in self.subjects[:number]:
+                if (table.said, table.metrics) == (other.said, other.metrics):
+                    raise ValueError(f"{table.key} is {other.key} again: need each subject once")
 
     def study(self, table: SubjectTable) -> Study:
         """The study of one subject."""
@@ -83,7 +88,8 @@ class Suite:
         contenders = (*self.contenders, *table.contenders)
         if not contenders:
             raise ValueError(f"contenders=[]: {table.key} has none; as in ['PlanScheduler']")
-        return Study(contenders, **values)
+        with in_words({"solvers": CONTENDERS}):
+            return Study(contenders, **values)
 
 
 def load_suite(name: str, **changes: Any) -> Suite:
@@ -113,18 +119,25 @@ def read_suite(
     """
     given = dict(written)
     defaults = _mapping("subject_defaults", given.pop("subject_defaults", {}))
-    if changes.get("subjects") is not None:
-        base = Path()  # what is said on the command line begins where the user is
-    given |= {key: value for key, value in changes.items() if value is not None}
+    changed = {key: value for key, value in changes.items() if value is not None}
+    given |= changed
+    few, referenced = changed.get("samples"), given.get("reference_samples")
+    if isinstance(few, int) and isinstance(referenced, int) and few < referenced:
+        given["reference_samples"] = few  # of fewer samples, all have a converged solution
     known = [entry.name for entry in fields(Suite) if entry.name != "source"]
     for key in given:
         if key not in known:
             raise unknown("suite key", key, [*known, "subject_defaults"])
     read: dict[str, Any] = {"source": source}
     for key, value in given.items():
-        read[key] = _READERS[key](key, value)
+        # what is said on the command line begins where the user is
+        place = Path() if key in changed else base
+        read[key] = (
+            _contenders(key, value, place) if key == CONTENDERS else _READERS[key](key, value)
+        )
+    place = Path() if "subjects" in changed else base
     read["subjects"] = tuple(
-        _table(f"subjects[{number}]", defaults | dict(table), base)
+        _table(f"subjects[{number}]", defaults | dict(table), place, CONTENDERS not in changed)
         for number, table in enumerate(read.get("subjects", ()))
     )
     if "reference_nfe" in read and len(read["reference_nfe"]) != 2:
@@ -134,8 +147,10 @@ def read_suite(
     return Suite(**read)
 
 
-def _table(key: str, table: dict[str, Any], base: Path) -> SubjectTable:
-    own = _contenders(f"{key}.contenders", table.pop("contenders", []))
+def _table(key: str, table: dict[str, Any], base: Path, more: bool) -> SubjectTable:
+    """more : whether it may have contenders of its own."""
+    own = _contenders(f"{key}.contenders", table.pop("contenders", []), base) if more else ()
+    table.pop("contenders", None)
     metrics = table.pop("metrics", None)
     if metrics is not None:
         metrics = _texts(f"{key}.metrics", metrics)
@@ -186,22 +201,29 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _contenders(key: str, value: Any) -> tuple[Contender, ...]:
-    return tuple(_contender(f"{key}[{n}]", entry) for n, entry in enumerate(_list(key, value)))
+def _contenders(key: str, value: Any, base: Path) -> tuple[Contender, ...]:
+    return tuple(
+        _contender(f"{key}[{n}]", entry, base) for n, entry in enumerate(_list(key, value))
+    )
 
 
-def _contender(key: str, value: Any) -> Contender:
+def _contender(key: str, value: Any, base: Path) -> Contender:
     if isinstance(value, str):
-        return parse_contender(value, key)
+        return parse_contender(value, key, base)
     table = _mapping(key, value)
     for name in table:
         if name not in ("name", "options", "title"):
             raise unknown(f"{key} key", name, ("name", "options", "title"))
     if "name" not in table:
         raise ValueError(f"{key}={value!r}: need a name")
-    named = parse_contender(_text(f"{key}.name", table["name"]), key)
+    named = parse_contender(_text(f"{key}.name", table["name"]), key, base)
     options = {**named.options, **_mapping(f"{key}.options", table.get("options", {}))}
-    return replace(named, options=options, title=_text(f"{key}.title", table.get("title", "")))
+    title = _text(f"{key}.title", table.get("title", ""))
+    try:
+        json.dumps(options, allow_nan=False)
+        return replace(named, options=options, title=title)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}={value!r}: {error}") from error
 
 
 def _subjects(key: str, value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -215,7 +237,6 @@ def _subject(key: str, value: Any) -> Mapping[str, Any]:
 _READERS: dict[str, Any] = {
     "title": _text,
     "subjects": _subjects,
-    "contenders": _contenders,
     "nfe": _wholes,
     "seeds": _wholes,
     "samples": _whole,

@@ -13,13 +13,14 @@ suite's; all but problems take ``features`` and ``reference``, see `feature_sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from logsnr.benchmarks.embedded import EMBEDDED_MODELS, embedded_model
-from logsnr.benchmarks.harness.contenders import Contender, option_value
+from logsnr.benchmarks.harness.contenders import Contender
 from logsnr.benchmarks.harness.feature_measures import MOMENTS, MomentsMeasure
 from logsnr.benchmarks.harness.feature_sources import embedded_measure, given_measure
 from logsnr.benchmarks.harness.measures import Measure
@@ -28,10 +29,11 @@ from logsnr.benchmarks.harness.subjects.analytic import PROBLEMS, SCHEDULES, ana
 from logsnr.benchmarks.harness.subjects.embedded import embedded_subject
 from logsnr.benchmarks.harness.subjects.folders import edm_subject, unet_subject
 from logsnr.benchmarks.harness.subjects.opening import DTYPES, open_pipeline
+from logsnr.benchmarks.harness.written import importable, option_value, split, unquoted
 from logsnr.solvers.names import unknown
 
 OF_IMAGES = ("features", "reference")
-PATHS = ("pipeline", "unet", "prompts", "reference", "features")
+PATHS = ("pipeline", "unet", "edm", "prompts", "reference", "features")
 """Where a path may stand; what does not exist beside the suite is left as it is (an ID, a name)."""
 
 
@@ -61,32 +63,41 @@ class SubjectTable:
 
     def open(self) -> Subject:
         """The subject; ValueError naming the table for what cannot be opened."""
+        importable(Path(), self.base)
         try:
             return KINDS[self.kind].open(self._found)
         except ValueError as error:
             raise ValueError(f"{self.key}: {error}") from error
+
+    def check_metrics(self, suite: Sequence[str]) -> None:
+        """Raise ValueError for metrics, its own or the suite's, that this kind does not have."""
+        metrics = suite if self.metrics is None else self.metrics
+        if self.kind == "problem" and set(metrics) - {MOMENTS}:
+            raise ValueError(
+                f"{self.key}: metrics={list(metrics)}: a problem has only {MOMENTS!r}; say so in "
+                f"its table, metrics = ['{MOMENTS}']"
+            )
+        if self.kind != "problem" and MOMENTS in metrics:
+            raise ValueError(
+                f"{self.key}: metrics={MOMENTS!r}: only a problem has exact moments; others say "
+                "metrics of their own in their table"
+            )
 
     def measures(self, suite: Sequence[str], folder: Path) -> tuple[Measure, ...]:
         """What its samples are measured with, its own metrics or the suite's.
 
         folder : keeps what is computed of the reference.
 
-        Raises ValueError for metrics that this kind does not have.
+        Raises ValueError as `check_metrics`, and for a reference that cannot be read.
         """
+        self.check_metrics(suite)
         found = self._found
         metrics = suite if self.metrics is None else self.metrics
         try:
-            if self.kind == "problem":
-                if set(metrics) - {MOMENTS}:
-                    raise ValueError(
-                        f"metrics={list(metrics)}: a problem has only {MOMENTS!r}; say so in its "
-                        f"table, metrics = ['{MOMENTS}']"
-                    )
-                return (MomentsMeasure(PROBLEMS[found["problem"]]()),) if metrics else ()
-            if MOMENTS in metrics:
-                raise ValueError(f"metrics={MOMENTS!r}: only a problem has exact moments")
             if not metrics:
                 return ()
+            if self.kind == "problem":
+                return (MomentsMeasure(PROBLEMS[found["problem"]]()),)
             if self.kind == "model" and not set(OF_IMAGES) & found.keys():
                 return (embedded_measure(embedded_model(found["model"]), metrics),)
             return (given_measure(metrics, folder, **_only(found, OF_IMAGES)),)
@@ -122,6 +133,10 @@ def subject_table(
             raise unknown(f"{key} key", name, types)
         if not isinstance(value, types[name]) or isinstance(value, bool):
             raise ValueError(f"{key}.{name}={value!r}: need {_words(types[name])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}.{name}={value!r}: need a finite number")
+    if "prompt" in table and "prompts" in table:
+        raise ValueError(f"{key}: need prompt or prompts, not both")
     choices: dict[str, Sequence[str]] = {
         "model": tuple(EMBEDDED_MODELS),
         "problem": tuple(PROBLEMS),
@@ -136,15 +151,21 @@ def subject_table(
 
 def parse_subject(text: str, key: str) -> dict[str, Any]:
     """The table of ``name:key=value``, ``kind=name:key=value``."""
-    first, *parts = text.strip().split(":")
-    if first.startswith("edm=") and parts and "=" not in parts[0]:
-        first = f"{first}:{parts.pop(0)}"  # module:function
-    kind, equals, name = first.partition("=")
-    table: dict[str, Any] = {kind: name} if equals else {"model": first}
-    for part in parts:
-        option, equals, value = part.partition("=")
-        if not equals:
+    first, *rest = split(text.strip(), ":")
+    parts = [first]
+    for part in rest:
+        if "=" in part:
+            parts.append(part)
+        elif "=" in parts[-1]:
+            parts[-1] += f":{part}"  # as in edm=module:function, device=cuda:0
+        else:
             raise ValueError(f"{key}={text!r}: need options as key=value, not {part!r}")
+    kind, equals, name = parts[0].partition("=")
+    table: dict[str, Any] = {kind: unquoted(name)} if equals else {"model": parts[0]}
+    for part in parts[1:]:
+        option, _, value = part.partition("=")
+        if option in table:
+            raise ValueError(f"{key}={text!r}: {option} is said twice")
         table[option] = option_value(value)
     return table
 
@@ -195,7 +216,7 @@ def _open_problem(table: Mapping[str, Any]) -> Subject:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that are not empty; ValueError if there are none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={str(path)!r} cannot be read: {error}") from error
     found = tuple(line.strip() for line in lines if line.strip())

@@ -20,6 +20,7 @@ from logsnr.benchmarks.harness.subjects.embedded import ENDS
 from logsnr.benchmarks.harness.subjects.network import NetworkSubject
 from logsnr.benchmarks.harness.subjects.opening import DTYPES, check_device
 from logsnr.benchmarks.metrics.network_files import TORCHSCRIPT
+from logsnr.solvers.names import in_words
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
@@ -92,11 +93,18 @@ def edm_subject(
     check_device(device)
     network = _edm_network(name)
     if isinstance(network, nn.Module):
-        network = network.to(device, DTYPES[dtype]).eval().requires_grad_(False)
+        network = network.to(device, DTYPES[dtype]).eval()
+        for parameter in network.parameters():  # of TorchScript, too
+            parameter.requires_grad_(False)
     event = _shape(name, network) if shape is None else tuple(shape)
     if not event or not all(isinstance(n, int) and n > 0 for n in event):
         raise ValueError(f"shape={list(event)}: need positive whole numbers")
-    denoise = from_edm(network, preconditioning=preconditioning, sigma_data=sigma_data)
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data={sigma_data}: need a positive number")
+    if classes is not None and classes < 0:
+        raise ValueError(f"classes={classes}: need at least 0")
+    with in_words({"kind": "preconditioning"}):
+        denoise = from_edm(network, preconditioning=preconditioning, sigma_data=sigma_data)
     labels = getattr(network, "label_dim", 0) if classes is None else classes
 
     def conditions(indices: Sequence[int]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -164,5 +172,7 @@ def _edm_network(name: str) -> Any:
         raise ValueError(f"edm={name!r}: need module:function, or a TorchScript file")
     try:
         return getattr(import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, OSError, RuntimeError) as error:
-        raise ValueError(f"edm={name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # it is the user's own code, which may raise anything
+        raise ValueError(
+            f"edm={name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error

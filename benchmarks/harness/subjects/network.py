@@ -16,6 +16,7 @@ from logsnr.benchmarks.harness.counting import Calls, counted
 from logsnr.benchmarks.harness.protocol import digest
 from logsnr.benchmarks.harness.sampling import PlanSampling, Sampling, sampling
 from logsnr.benchmarks.harness.subjects.subject import (
+    NOT_FINITE,
     Diverged,
     Outcome,
     Tick,
@@ -25,7 +26,6 @@ from logsnr.benchmarks.harness.subjects.subject import (
 from logsnr.solvers import EMS, ClassifierFree, Denoiser, NoiseSchedule, Plan, make_plan
 
 V3 = "dpm-solver-v3"
-NOT_FINITE = "not finite"
 PLAN_WORDS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "logsnr",
@@ -149,7 +149,7 @@ class NetworkSubject:
         """Raise ValueError for what cannot be run."""
         try:
             self.sampling(contender, nfe)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # a sampler function of other people may raise anything
             raise ValueError(f"nfe={nfe}: not possible for {contender.text} ({error})") from error
 
     def check_converged(self, nfe: int) -> None:

@@ -62,6 +62,8 @@ def open_pipeline(
     for key in ("num_inference_steps", "generator", "return_dict"):
         if key in given:
             raise ValueError(f"call_args={key!r}: this argument is set by the comparison")
+    if name == EMBEDDED and prompts:
+        raise ValueError("prompts: the embedded pipeline takes one prompt, a digit")
     if name == EMBEDDED:
         pipe, arguments = _embedded(dict(given), DTYPES[dtype], device), {}
     else:

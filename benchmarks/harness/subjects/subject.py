@@ -113,6 +113,10 @@ class Subject(Protocol):
         ...
 
 
+NOT_FINITE = "not finite"
+"""What errors of states and features that diverged say."""
+
+
 class Diverged(ValueError):
     """The states of a run are not finite."""
 
