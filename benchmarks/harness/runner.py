@@ -213,6 +213,7 @@ class Follow(Generic[J]):
 
     update : called with the work that is done, and what is being done.
     name : of a job.
+    ranks : processes that share the work; each of them is taken to do as much as this one.
     """
 
     def __init__(
@@ -220,18 +221,21 @@ class Follow(Generic[J]):
         measurement: Measurement[J],
         update: Callable[[float, str], None],
         name: Callable[[J], str],
+        ranks: int = 1,
     ) -> None:
         self.measurement, self.update, self.name = measurement, update, name
+        self.ranks = ranks
         self.ended: set[str] = set()
-        self.inside = 0.0
+        self.inside: dict[str, float] = {}
         self.past = 0.0
         self.told: float | None = None
 
     def watch(self, job: J, amount: float) -> None:
         """So much more was done; a guess of a job's work is not exceeded before it ends."""
-        self.inside += amount
-        inside = min(self.inside, self.measurement.work(job))
-        self._tell(self.past + inside, job)
+        name = key_of(self.measurement.request(job))
+        done = self.inside.get(name, 0.0) + self.ranks * amount
+        self.inside[name] = min(done, self.measurement.work(job))
+        self._tell(self.past + sum(self.inside.values()), job)
 
     def end(self, job: J) -> None:
         """The job's record is there. Kept ones did not pass ``watch``."""
@@ -239,8 +243,8 @@ class Follow(Generic[J]):
         if name not in self.ended:
             self.ended.add(name)
             self.past += self.measurement.work(job)
-        self.inside = 0.0
-        self._tell(self.past, job)
+        self.inside.pop(name, None)
+        self._tell(self.past + sum(self.inside.values()), job)
 
     def _tell(self, done: float, job: J) -> None:
         if done != self.told:

@@ -81,7 +81,7 @@ def _run(comparison: Comparison, ranks: Ranks, before: float, update: Update) ->
     def shown(done: float, text: str) -> None:
         update(before + done, f"{name}, {text}")
 
-    follow = Follow[Job](comparison, shown, lambda job: job.title)
+    follow = Follow[Job](comparison, shown, lambda job: job.title, ranks.size)
     runner = Runner(comparison, comparison.folder, ranks, _tell)
     for job, record in runner.run(jobs(comparison.study), follow.watch):
         follow.end(job)

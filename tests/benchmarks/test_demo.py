@@ -82,9 +82,9 @@ def test_an_unknown_stock_scheduler_is_refused():
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """All methods on four starts: (folder, settings, records)."""
+    """All methods on three starts: (folder, settings, records)."""
     folder = tmp_path_factory.mktemp("everything")
-    settings = Settings(model="digits", samples=4, nfe=NFE)
+    settings = Settings(model="digits", samples=3, nfe=NFE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "FINE", (300, 200))  # enough for errors above 2e-3
         return folder, settings, list(compare(settings, folder))
