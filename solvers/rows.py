@@ -61,7 +61,7 @@ class Row:
             tuple((j, _settled(b)) for j, b in self.outputs),
             None if self.target is None else Target(*map(_settled, self.target)),
             _settled(self.offset),
-            tuple(term._replace(scale=plain(term.scale)) for term in self.noise),
+            tuple(term.key._replace(scale=plain(term.scale)) for term in self.noise),
         )
 
 

@@ -46,14 +46,12 @@ def plan_layout(
 
 
 def _told(model: Model, node: Node) -> float:
-    schedule, (t, *others) = model.schedule, node.call
-    if others:
-        raise ValueError(f"plan has {node}, a second time, which pipelines cannot tell a network")
+    schedule = model.schedule
     if isinstance(schedule, DiscreteVP):
-        return nearest_step(schedule, node._replace(t=t))
+        return nearest_step(schedule, node)
     if isinstance(schedule, SigmaModel):
-        return schedule.network_time(t)
-    return model.training_steps * (1 - t if model.inverted else t)
+        return schedule.network_time(node.t)
+    return model.training_steps * (1 - node.t if model.inverted else node.t)
 
 
 def check_on_schedule(model: Model, plan: Plan) -> None:

@@ -177,3 +177,13 @@ def test_what_has_no_gradient_says_so():
     start = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match="snap=True"):
         make_plan("ddim", discrete, nfe=5, t_start=start, snap=True)
+
+
+def test_a_row_without_gradients_has_none_anywhere():
+    middle = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    row = make_plan("ddim", VP, times=[0.9, middle, 0.1], eta=1.0).rows[1]
+    assert row.noise and isinstance(row.noise[0].end, Tensor)
+    settled = row.without_gradients()
+    numbers = [*settled.numbers(), *(end for term in settled.noise for end in term[1:3])]
+    assert not any(isinstance(number, Tensor) for number in numbers)
+    assert [term.key for term in settled.noise] == [term.key for term in row.noise]
