@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from logsnr.benchmarks.harness.comparison import kept_states
 from logsnr.benchmarks.harness.protocol import Record
-from logsnr.benchmarks.reports.pictures import DPI, INK, MUTED, tidy
+from logsnr.benchmarks.reports.pictures import DPI, INK, MUTED, finish_error_plot
 from logsnr.benchmarks.studies.demo import Settings
 from logsnr.benchmarks.studies.demo_methods import PASTED
 
@@ -97,18 +96,7 @@ def error_plot(settings: Settings, records: Sequence[Record]) -> Figure:
             )
             lines[line] = points[-1][1]
     errors = [r["rmse"] for r in records[1:] if is_ok(r)]
-    bar = records[0]["error_bar"]
-    if errors and bar > min(errors) / 5:
-        axes.axhspan(bar / 10, bar, color=MUTED, alpha=0.15, lw=0)
-        axes.set_ylim(bottom=min(bar, *errors) * 0.7)
-    axes.set_xticks(settings.nfe, [str(n) for n in settings.nfe])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("network evaluations (NFE)")
-    axes.set_ylabel("RMSE to the converged solution")
-    tidy(axes, "both")
-    if lines:
-        order = sorted(lines, key=lambda line: lines[line], reverse=True)
-        figure.legend(handles=order, loc="outside right center", frameon=False, fontsize=9)
+    finish_error_plot(axes, settings.nfe, lines, errors, records[0]["error_bar"], near=5)
     return figure
 
 

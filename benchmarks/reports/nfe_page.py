@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from PIL import Image
 from rich.table import Table
 
@@ -15,7 +14,14 @@ from logsnr.benchmarks.harness.contenders import Contender
 from logsnr.benchmarks.harness.records import RECORDS
 from logsnr.benchmarks.harness.study import Job
 from logsnr.benchmarks.reports.markdown import release, table
-from logsnr.benchmarks.reports.pictures import DPI, INK, LINES, MUTED, tidy, write_png
+from logsnr.benchmarks.reports.pictures import (
+    DPI,
+    INK,
+    LINES,
+    MUTED,
+    finish_error_plot,
+    write_png,
+)
 from logsnr.benchmarks.studies.nfe_findings import SDE, Cell, Findings
 
 REPORT, ERROR_PLOT, PICTURES = "report.md", "error.png", "pictures.png"
@@ -198,18 +204,7 @@ def error_plot(findings: Findings) -> Figure:
             )
             lines[line] = points[-1][1]
     errors = [cell.rmse for cell in findings.cells.values() if cell.rmse]
-    bar = findings.error_bar
-    if errors and bar > min(errors) / 10:
-        axes.axhspan(bar / 100, bar, color=MUTED, alpha=0.15, lw=0)
-        axes.set_ylim(bottom=min(bar, *errors) * 0.7)
-    axes.set_xticks(study.nfe, [str(nfe) for nfe in study.nfe])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("network evaluations (NFE)")
-    axes.set_ylabel("RMSE to the converged solution")
-    tidy(axes, "both")
-    if lines:
-        order = sorted(lines, key=lambda line: lines[line], reverse=True)
-        figure.legend(handles=order, loc="outside right center", frameon=False, fontsize=9)
+    finish_error_plot(axes, study.nfe, lines, errors, findings.error_bar)
     return figure
 
 
