@@ -21,7 +21,16 @@ NO_KEYS: frozenset[str] = frozenset()
 
 
 class Edition:
-    """A state of a config, that of its copies too; another one after every key that is set."""
+    """A state of a config, that of its copies too; another one after every key that is set.
+
+    made : what was made of it, and lives as long as it does.
+    """
+
+    def __init__(self) -> None:
+        self.made: OrderedDict[Any, Any] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Edition, ()
 
     def __deepcopy__(self, memo: Any) -> Edition:
         return self

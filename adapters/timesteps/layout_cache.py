@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,8 @@ from ..config.store import Config
 from .arguments import count
 from .evaluations import Evaluations, lay_out
 
-KEPT = 64
+KEPT = 8
+"""Of one config."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,20 @@ class KnownLayout:
 
 def known_layout(config: Config, asked: dict[str, Any]) -> KnownLayout:
     """`lay_out` of what ``set_timesteps`` was ``asked`` for, kept for as long as the config is."""
+    n, times, levels = asked["n"], asked["timesteps"], asked["sigmas"]
+    lists = None if times is None else tuple(times), None if levels is None else tuple(levels)
+    inside = repr(config.containers) if config.containers else ""
+    key = (inside, type(n), n, asked["mu"], lists)
+    made = config.edition.made
     try:
-        return _kept(_Asked(config, asked))
+        known: KnownLayout | None = made.get(key)
     except TypeError:  # something that cannot be a key, of which the error is not for us to tell
         return _lay_out(config, asked)
-
-
-class _Asked:
-    """A call of ``set_timesteps``, equal to another with the same values of the same types."""
-
-    __slots__ = ("asked", "config", "key")
-
-    def __init__(self, config: Config, asked: dict[str, Any]):
-        self.config, self.asked = config, asked
-        n, times, levels = asked["n"], asked["timesteps"], asked["sigmas"]
-        lists = None if times is None else tuple(times), None if levels is None else tuple(levels)
-        inside = repr(config.containers) if config.containers else ""
-        self.key = (config.edition, inside, type(n), n, asked["mu"], lists)
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and self.key == other.key
-
-
-@lru_cache(maxsize=KEPT)
-def _kept(request: _Asked) -> KnownLayout:
-    return _lay_out(request.config, request.asked)
+    if known is None:
+        known = made[key] = _lay_out(config, asked)
+        if len(made) > KEPT:
+            made.popitem(last=False)
+    return known
 
 
 def _lay_out(config: Config, asked: dict[str, Any]) -> KnownLayout:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from scheduler_cases import FAMILIES, drive, scheduler_for, start
@@ -70,3 +73,12 @@ def test_a_kept_run_can_be_used_in_inference_mode_and_out_of_it():
     x.sum().backward()
     scheduler.set_timesteps(5)
     assert torch.equal(drive(scheduler, start()), inside)
+
+
+def test_nothing_is_left_of_a_scheduler_that_is_gone():
+    scheduler = PlanScheduler(solver="unipc")
+    scheduler.set_timesteps(5)
+    kept = [weakref.ref(scheduler.config.edition), weakref.ref(scheduler.config)]
+    del scheduler
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
