@@ -263,6 +263,11 @@ def present() -> Ranks:
     return _present[1]
 
 
+def _forget() -> None:
+    global _present
+    _present = None
+
+
 @contextmanager
 def ranks(*, timeout: float = 25.0, threads: int | None = 1) -> Iterator[Ranks]:
     """Join the processes started by torchrun; alone without it. Leave them at the end.
@@ -297,6 +302,8 @@ def ranks(*, timeout: float = 25.0, threads: int | None = 1) -> Iterator[Ranks]:
     finally:
         torch.set_num_threads(before)
         if joined:
+            # With the last reference the threads of the group end here, not with the interpreter.
+            _forget()
             dist.destroy_process_group()
 
 
