@@ -87,13 +87,6 @@ class Noise(NamedTuple):
         return _LAMBDA_OF[self.clock](scalar.plain(reading))
 
 
-def noise_between(
-    scale: Number, start: Node, end: Node, clock: str = "lambda", moment: int = 0
-) -> Noise:
-    """The term over the interval between two nodes, in a clock of `CLOCKS`."""
-    return Noise(scale, reading(clock, start), reading(clock, end), clock, moment)
-
-
 def reading(clock: str, node: Node) -> Number:
     """What a clock of `CLOCKS` shows at ``node``: 0 or infinite at the singular ends."""
     return CLOCKS[clock](node.lam)

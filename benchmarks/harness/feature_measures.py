@@ -106,7 +106,7 @@ class FeatureMeasure:
             found = FeatureStatistics.of(features, self.real.statistics.features)
             kept |= {"fid.sum": found.sum, "fid.cov_sum": found.cov_sum}
             kept["fid.count"] = torch.tensor(found.count)
-        if {"kid", "prdc", "is", "swd"} & set(self.metrics_asked):
+        if self._of_each:
             kept["features"] = features.float()
         return kept
 
@@ -124,7 +124,7 @@ class FeatureMeasure:
             ours = merged(parts)
             found["fid"] = frechet_distance(ours, self.real.statistics, shared=False).value
             found |= self._floor(ours.count)
-        if not {"kid", "prdc", "is", "swd"} & set(self.metrics_asked):
+        if not self._of_each:
             return found
         features = torch.cat([shard["features"] for shard in shards]).double()
         real = self.real.features
@@ -140,6 +140,11 @@ class FeatureMeasure:
         if "swd" in self.metrics_asked:
             found["sliced_wasserstein"] = sliced_wasserstein(features, real[: len(features)])
         return found
+
+    @property
+    def _of_each(self) -> bool:
+        """Whether a metric needs more than sums of the features."""
+        return bool(set(self.metrics_asked) - {"fid"})
 
     def _floor(self, count: int) -> dict[str, Any]:
         """What a perfect sampler scores with as many samples; None where it is not known."""

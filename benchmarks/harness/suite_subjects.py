@@ -174,6 +174,11 @@ def _only(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: table[name] for name in names if name in table}
 
 
+def _rest(table: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What opens a subject beside its name."""
+    return {key: value for key, value in table.items() if key not in (kind, *OF_IMAGES)}
+
+
 def _words(kinds: type | tuple[type, ...]) -> str:
     names = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
     listed = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -191,7 +196,7 @@ def _open_model(table: Mapping[str, Any]) -> Subject:
 
 
 def _open_pipeline(table: Mapping[str, Any]) -> Subject:
-    said = {key: value for key, value in table.items() if key not in ("pipeline", *OF_IMAGES)}
+    said = _rest(table, "pipeline")
     prompts = said.pop("prompts", None)
     if prompts is not None:
         said["prompts"] = read_prompts(Path(prompts))
@@ -199,13 +204,11 @@ def _open_pipeline(table: Mapping[str, Any]) -> Subject:
 
 
 def _open_unet(table: Mapping[str, Any]) -> Subject:
-    said = {key: value for key, value in table.items() if key not in ("unet", *OF_IMAGES)}
-    return unet_subject(table["unet"], **said)
+    return unet_subject(table["unet"], **_rest(table, "unet"))
 
 
 def _open_edm(table: Mapping[str, Any]) -> Subject:
-    said = {key: value for key, value in table.items() if key not in ("edm", *OF_IMAGES)}
-    return edm_subject(table["edm"], **said)
+    return edm_subject(table["edm"], **_rest(table, "edm"))
 
 
 def _open_problem(table: Mapping[str, Any]) -> Subject:
