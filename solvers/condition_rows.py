@@ -7,7 +7,7 @@ of mappings, lists and tuples. Anything else holds for the whole call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,13 +18,22 @@ Condition = Mapping[str, Any]
 
 def repeated(value: Any, groups: int, batch: int) -> Any:
     """``value`` for ``groups`` batches one after the other."""
+    return _mapped(value, batch, lambda entries: torch.cat([entries] * groups))
+
+
+def selected(value: Any, rows: Tensor, batch: int) -> Any:
+    """``value`` for the samples with the numbers ``rows`` out of a batch; they may repeat."""
+    return _mapped(value, batch, lambda entries: entries[rows.to(entries.device)])
+
+
+def _mapped(value: Any, batch: int, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with a function of every tensor that has one entry a sample."""
     if isinstance(value, Tensor):
-        own = value.ndim > 0 and len(value) == batch
-        return torch.cat([value] * groups) if own else value
+        return function(value) if value.ndim > 0 and len(value) == batch else value
     if isinstance(value, Mapping):
-        return {key: repeated(entry, groups, batch) for key, entry in value.items()}
+        return {key: _mapped(entry, batch, function) for key, entry in value.items()}
     if holds_tensors(value):
-        return type(value)([repeated(entry, groups, batch) for entry in value])
+        return type(value)([_mapped(entry, batch, function) for entry in value])
     return value
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import scalar
-from .condition_rows import repeated
+from .condition_rows import repeated, selected
 from .grids import as_number, node_at
 from .guidance import ClassifierFree, unwrap
 from .plan import Node
@@ -102,18 +102,24 @@ class Denoiser:
         t = torch.as_tensor(times, dtype=torch.float64).repeat_interleave(batch)
         return self._repeated(groups, batch).evaluate(x.flatten(0, 1), t).view_as(x)
 
+    def for_samples(self, rows: Tensor, batch: int) -> Denoiser:
+        """The same denoiser for the samples with the numbers ``rows`` out of a batch.
+
+        Conditions with one entry a sample of the batch are divided, all others stay.
+        """
+        return self._with_conditions(lambda value: selected(value, rows, batch))
+
     def _repeated(self, groups: int, batch: int) -> Denoiser:
         """The same denoiser for ``groups`` batches one after the other."""
-
         if groups == 1:
             return self
+        return self._with_conditions(lambda value: repeated(value, groups, batch))
+
+    def _with_conditions(self, change: Callable[[Any], Any]) -> Denoiser:
         result = copy(self)
-        result.condition = repeated(self.condition, groups, batch)
+        result.condition = change(self.condition)
         if self.guidance is not None:
-            both = {
-                name: repeated(getattr(self.guidance, name), groups, batch)
-                for name in ("condition", "null")
-            }
+            both = {name: change(getattr(self.guidance, name)) for name in ("condition", "null")}
             result.guidance = replace(self.guidance, **both)
         return result
 
