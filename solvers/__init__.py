@@ -10,6 +10,7 @@ from .grids import Grid
 from .guidance import ClassifierFree, DynamicThreshold
 from .location_fit import FittedLocation, fit_location
 from .logistic import default_location
+from .masks import skip_mask, uniform_mask
 from .model_statistics import check_ems, estimate_ems, estimation
 from .model_statistics.ems import EMS
 from .model_statistics.verdict import Verdict
@@ -80,5 +81,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_parallel",
+    "skip_mask",
     "solver",
+    "uniform_mask",
 ]

@@ -34,7 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cached import Cache, cached_rows
 from .identities import check_identities
+from .keywords import takes
 from .node import DATA, NOISE, VELOCITY, Coefficient, Node, Target
 from .noise_terms import MOMENTS, Noise
 from .plan_files import load_plan, save_plan
@@ -164,6 +166,31 @@ class Plan:
         plan = object.__new__(Plan)
         plan.__dict__.update(self.__dict__, solver=solver, options=dict(options))
         return plan
+
+    @takes(Cache)
+    def cached(self, options: Cache) -> Plan:
+        """The same plan with the network called at some evaluations only; see `cached`.
+
+        At the others its output is reused, or extrapolated from the last real ones, as caches do
+        that are put around a network: the sample is that of such a run, but it is a plan that may
+        be saved, printed and tuned, and whatever runs a plan runs it.
+
+        Parameters
+        ----------
+        options : of `Cache`.
+
+        Raises ValueError for bad options, and for a plan that adds noise unless the quantity is
+        "data": another would change its marginals.
+        """
+        options.check_fits(self.rows)
+        if all(options.mask):
+            return self
+        note = options.note()
+        if "cached" in self.options:
+            note["of"] = self.options["cached"]
+        return replace(
+            self, rows=cached_rows(self.rows, options), options={**self.options, "cached": note}
+        )
 
     def start(
         self,

@@ -16,13 +16,16 @@ sigma = 0 a detour (x - alpha x0) / sigma would cancel.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import scalar
-from .plan import Coefficient, Node, Plan, Target
+from .node import Coefficient, Node, Target
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
 
