@@ -28,6 +28,8 @@ from torch import Tensor
 
 from logsnr.solvers import EMS, FlowMatching, Plan
 from logsnr.solvers.names import also_named
+from logsnr.solvers.tuning.card import Card
+from logsnr.solvers.tuning.cards import Cards
 
 from .config.checks import OTHER_NAMES, check_implied, checked
 from .config.configured import Configured
@@ -70,7 +72,9 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
     ems : the statistics of DPM-Solver-v3, or the path of their file or folder. They are saved
         beside the config, which names the file.
     plan : a Plan, or the path of a saved one, which is then the solver and the grid of every run;
-        a run begins at its first node. It is saved beside the config, too.
+        a run begins at its first node. Or cards (`Card`, `Cards`, a card folder), of which
+        ``num_inference_steps`` picks one. They are saved beside the config, too.
+    plan_fallback : run numbers of evaluations that ``plan`` lacks by the default solver.
     stock_class, replaced : the class of diffusers that the config came from, and what it said of
         sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
@@ -137,7 +141,8 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         invert_sigmas: bool = False,
         exact_sigmas: bool = False,
         ems: EMS | str | Path | None = None,
-        plan: Plan | str | Path | None = None,
+        plan: Plan | Card | Cards | str | Path | None = None,
+        plan_fallback: bool | None = None,
         stock_class: str | None = None,
         replaced: Mapping[str, Any] | None = None,
     ):
@@ -257,7 +262,7 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         return self._evaluations.plan(begin, self._table.nodes, 0.0)
 
     @plan.setter
-    def plan(self, plan: Plan | str | Path | None) -> None:
+    def plan(self, plan: Plan | Card | Cards | str | Path | None) -> None:
         self.config["plan"] = plan
 
     def __repr__(self) -> str:

@@ -19,8 +19,9 @@ def summary(description: Description, told: Sequence[float], listed: bool) -> st
     told : what the network is told at the evaluations that are laid out; empty before that.
     listed : whether the caller gave the times.
     """
-    if description.plan is not None:
-        parts = [repr(description.plan)]
+    given = description.plan or description.cards
+    if given is not None:
+        parts = [repr(given)]
     else:
         parts = _of_the_choice(description, listed)
     parts.append(f"nfe={len(told)}, times=[{_shortened(told)}]" if told else "not laid out")

@@ -30,6 +30,8 @@ from .schedules import (
 )
 from .spacings import SPACINGS
 from .step_size import PID
+from .tuning.card import Card
+from .tuning.cards import Cards
 
 from . import methods  # isort: skip  (fills SOLVERS)
 
@@ -43,6 +45,8 @@ __all__ = [
     "SPACINGS",
     "AdaptiveStats",
     "BrownianPath",
+    "Card",
+    "Cards",
     "ClassifierFree",
     "CounterNoise",
     "CustomSchedule",

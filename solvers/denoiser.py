@@ -93,14 +93,26 @@ class Denoiser:
             return self._call_network(x, t, told, second)
         return self.threshold(self._data(x, t, told, second))
 
-    def evaluate_groups(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+    def evaluate_groups(
+        self,
+        x: Tensor,
+        times: Sequence[float] | Tensor,
+        told: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
         """``evaluate`` at P times in one network call: x (P, B, *event), group i at times[i].
 
-        Each group is a whole batch: conditions with one entry a sample hold for every group.
+        Each group is a whole batch: conditions with one entry a sample hold for every group. The
+        network is told the times ``told``, where they are given.
         """
         groups, batch = x.shape[:2]
-        t = torch.as_tensor(times, dtype=torch.float64).repeat_interleave(batch)
-        return self._repeated(groups, batch).evaluate(x.flatten(0, 1), t).view_as(x)
+        t, shown = (
+            None
+            if values is None
+            else torch.as_tensor(values, dtype=torch.float64).repeat_interleave(batch)
+            for values in (times, told)
+        )
+        assert t is not None
+        return self._repeated(groups, batch).evaluate(x.flatten(0, 1), t, shown).view_as(x)
 
     def for_samples(self, rows: Tensor, batch: int) -> Denoiser:
         """The same denoiser for the samples with the numbers ``rows`` out of a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ _FIRST, _SECOND = "logsnr-plan-1", "logsnr-plan-2"
 
 def save_plan(plan: Plan, path: str | Path) -> None:
     """See `Plan.save`."""
+    body, tensors = content(plan)
+    save_file(tensors, path, metadata={"plan": json.dumps(body)})
+
+
+def content(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file of the plan holds: the table as JSON values, and the tensors beside it."""
     tensors: dict[str, Tensor] = {}
 
     def encode(value: Coefficient) -> Any:
@@ -58,7 +65,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     }
     nodes = [_node(row.node)[:3] for row in plan.rows]
     tensors["nodes"] = torch.tensor(nodes, dtype=torch.float64)
-    save_file(tensors, path, metadata={"plan": json.dumps(body)})
+    return body, tensors
 
 
 def load_plan(path: str | Path) -> tuple[tuple[Row, ...], str, dict[str, Any], bool]:
@@ -72,6 +79,13 @@ def load_plan(path: str | Path) -> tuple[tuple[Row, ...], str, dict[str, Any], b
         if body.get("format") not in (_FIRST, _SECOND):
             raise ValueError(f"path={str(path)!r} is not a saved plan ({_FIRST} or {_SECOND})")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return arguments(body, tensors)
+
+
+def arguments(
+    body: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[tuple[Row, ...], str, dict[str, Any], bool]:
+    """The arguments of `Plan` for what `content` gave."""
 
     def decode(value: Any) -> Coefficient:
         return tensors[value["tensor"]] if isinstance(value, dict) else float(value)

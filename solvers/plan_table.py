@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -36,7 +37,8 @@ def _plain(target: Target) -> bool:
 
 def table(plan: Plan) -> str:
     """The plan as text: a line a row with its node, what it evaluates and what it combines."""
-    head = ("row", "t", "lambda", "alpha", "sigma", "calls", "x_k =")
+    told = plan.tells_times
+    head = ("row", "t", *["told"] * told, "lambda", "alpha", "sigma", "calls", "x_k =")
     lines: list[tuple[str, ...]] = [head]
     for k, row in enumerate(plan.rows):
         terms = [f"{_show(a)} x{j}" for j, a in row.states]
@@ -45,7 +47,8 @@ def table(plan: Plan) -> str:
             terms.append(_show(row.offset))
         terms += [_random(term) for term in row.noise]
         node = row.node
-        cells = (f"{plain(v):.6g}" for v in (node.t, node.lam, node.alpha, node.sigma))
+        times = (node.t, *[node.call[0]] * told)
+        cells = (f"{plain(v):.6g}" for v in (*times, node.lam, node.alpha, node.sigma))
         lines.append((str(k), *cells, _role(row.target), "  ".join(terms) or "start"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [
@@ -55,6 +58,7 @@ def table(plan: Plan) -> str:
         ).rstrip()
         for line in lines
     ]
-    options = ", ".join(f"{key}={value!r}" for key, value in plan.options.items())
+    said = {key: value for key, value in plan.options.items() if not isinstance(value, Mapping)}
+    options = ", ".join(f"{key}={value!r}" for key, value in said.items())
     title = f"{plan.solver or 'plan'}({options}): {plan.nfe} NFE, {len(plan.rows)} rows"
     return "\n".join([title, *text])

@@ -48,8 +48,22 @@ class Batch:
     nodes: Sequence[Node]
 
 
+class ToldTime(float):
+    """A time of the schedule at which the network is ``told`` another one."""
+
+    told: float
+
+    def __new__(cls, t: float, told: float) -> ToldTime:
+        time = super().__new__(cls, t)
+        time.told = told
+        return time
+
+
 Evaluate = Callable[[Tensor, Sequence[float]], Tensor]
-"""(states (P, B, *event), P times of the schedule) -> network outputs (P, B, *event)."""
+"""(states (P, B, *event), P times of the schedule) -> network outputs (P, B, *event).
+
+A time at which the network is told another is a `ToldTime`.
+"""
 
 
 def evaluator(
@@ -72,11 +86,18 @@ def evaluator(
     def evaluate(x: Tensor, times: Sequence[float]) -> Tensor:
         if not isinstance(denoise, Denoiser):
             single = checked(denoise)
-            groups = zip(x, times, strict=True)
+            groups = zip(x, map(told_time, times), strict=True)
             return torch.stack([single(group.clone(), t) for group, t in groups])
         size = max_groups or len(x)
+        told = (
+            [told_time(t) for t in times] if any(isinstance(t, ToldTime) for t in times) else None
+        )
         parts = [
-            denoise.evaluate_groups(x[i : i + size].clone(), times[i : i + size])
+            denoise.evaluate_groups(
+                x[i : i + size].clone(),
+                times[i : i + size],
+                None if told is None else told[i : i + size],
+            )
             for i in range(0, len(x), size)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -178,8 +199,18 @@ def drive_batches(
     return drive(process, lambda b: evaluate(b.x, _times(b.nodes)), watch)
 
 
+def told_time(time: float) -> float:
+    """What the network is told at a time of the schedule."""
+    return time.told if isinstance(time, ToldTime) else time
+
+
 def _times(nodes: Sequence[Node]) -> list[float]:
-    """What a batch of nodes tells the network. ValueError for a node of two times."""
-    if any(node.second is not None or node.told is not None for node in nodes):
-        raise ValueError("plan: times that a node tells the network are for runs one after another")
-    return [node.t for node in nodes]
+    """The times of a batch of nodes. ValueError for a node that tells the network a second one."""
+    if any(node.second is not None for node in nodes):
+        raise ValueError(
+            "plan: second times that a node tells the network are for runs one after another"
+        )
+    return [
+        float(node.t) if node.told is None else ToldTime(float(node.t), float(node.told))
+        for node in nodes
+    ]

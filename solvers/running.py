@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, check_start
 from .executor import Executor
+from .fitted_to import warn_if_other
 from .noise import NoiseSource, along, check_noise, noise_source
 from .plan import Node, Plan
 from .prediction import check_prediction, check_signals, to_data
@@ -156,6 +157,7 @@ def sample(
     check_noise(noise, plan, x_T)
     wanted = x_T.requires_grad or plan.requires_grad
     differentiable = differentiable or (wanted and torch.is_grad_enabled())
+    warn_if_other(plan, denoise, x_T)
     process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
 
     counts = count(1)

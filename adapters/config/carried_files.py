@@ -1,4 +1,4 @@
-"""Statistics and plans in a scheduler's config, and in the folder it is saved in.
+"""Statistics, plans and cards in a scheduler's config, and in the folder it is saved in.
 
 A config is JSON, and diffusers hands it from one scheduler to the next. So what a config has is the
 name of a file, and in memory that name carries what the file holds (`CarriedFile`): it goes
@@ -7,7 +7,7 @@ wherever the config goes, and is written beside it when it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,32 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from logsnr.solvers import EMS, Plan
+from logsnr.solvers.tuning.card import Card
+from logsnr.solvers.tuning.cards import Cards, load_any
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key of the config carries: its type, the name of its file, what writes such files."""
+    """What a key of the config carries.
 
-    type: type[EMS] | type[Plan]
+    types : what it may hold.  load : reads its file.  file : the name of that beside a config.
+    called, writer : how errors call such a thing, and what writes files of it.
+    """
+
+    types: tuple[type, ...]
+    load: Callable[[Path], Any]
     file: str
     called: str
+    writer: str
 
 
 # safetensors under another suffix: a folder with a *.safetensors file is one of weights to
 # diffusers, which downloads no other file of it but its config.json.
 CARRIED = {
-    "ems": Kind(EMS, "ems.sft", "an EMS"),
-    "plan": Kind(Plan, "plan.sft", "a Plan"),
+    "ems": Kind((EMS,), EMS.load, "ems.sft", "an EMS", "EMS.save"),
+    "plan": Kind(
+        (Plan, Cards), load_any, "plan.sft", "a Plan, a Card, Cards", "Plan.save or Card.save"
+    ),
 }
 _DOWNLOAD = (
     "cache_dir",
@@ -68,13 +78,15 @@ def carried(key: str, value: Any) -> Any:
     A path to nothing stays what it is: only the solver that needs it minds, see `carried_by`.
     """
     kind = CARRIED[key]
-    if isinstance(value, kind.type):
+    if isinstance(value, Card):
+        value = Cards([value])
+    if isinstance(value, kind.types):
         return CarriedFile(kind.file, value)
     if isinstance(value, str | Path) and not isinstance(value, CarriedFile):
         path = Path(value)
         inside = path / kind.file  # a folder that a scheduler was saved in
         path = inside if inside.is_file() else path
-        return CarriedFile(kind.file, kind.type.load(path)) if path.exists() else str(value)
+        return CarriedFile(kind.file, kind.load(path)) if path.exists() else str(value)
     return value
 
 
@@ -83,10 +95,9 @@ def carried_by(config: Mapping[str, Any], key: str) -> Any:
     value, kind = config.get(key), CARRIED[key]
     if value is None or isinstance(value, CarriedFile):
         return None if value is None else value.value
-    name = kind.type.__name__
     if isinstance(value, str):
         raise ValueError(
-            f"{key}={value!r} does not exist: need a file that {name}.save wrote, its folder"
+            f"{key}={value!r} does not exist: need a file that {kind.writer} wrote, or its folder"
         )
     raise ValueError(
         f"{key}={value!r}: need {kind.called}, the path of its file or folder, or None"

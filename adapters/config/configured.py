@@ -99,12 +99,15 @@ class Configured(SchedulerMixin, ConfigMixin):
         For pipelines that are to be used where this package is not installed. A config that came
         from none gives the class nearest to its solver. A plan stays here: the log says so.
         """
-        plan, solver = self._description.plan, self._description.solver.name
-        if plan is not None:
+        told, solver = self._description, self._description.solver.name
+        given = told.plan or told.cards
+        if given is not None:
             say(
-                f"to_stock: no scheduler of diffusers runs plan={plan!r}; this one has its own rule"
+                f"to_stock: no scheduler of diffusers runs plan={given!r}; this one has its own "
+                "rule"
             )
-            solver = plan.solver if plan.solver in SOLVERS else solver
+        if told.plan is not None and told.plan.solver in SOLVERS:
+            solver = told.plan.solver
         return stock_scheduler(self.config, defaults(type(self)), solver)
 
     def to_json_string(self) -> str:

@@ -35,6 +35,7 @@ OUR_OWN = (
     "solver",
     "ems",
     "plan",
+    "plan_fallback",
     "exact_sigmas",
     "location",
     "scale",

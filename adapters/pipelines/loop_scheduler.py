@@ -241,7 +241,7 @@ class LoopScheduler(PlanScheduler):
         assert self._evaluations is not None
         schedule = self._model.schedule
         if isinstance(schedule, DiscreteVP) and not self.whole_timesteps:
-            return schedule.network_time(node.t)
+            return float(schedule.network_time(node.call[0]))
         (told,) = self._evaluations.layout.told([node], schedule, len(self))
         return round(told) if isinstance(schedule, DiscreteVP) else told
 

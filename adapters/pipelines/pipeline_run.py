@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logsnr.solvers import Plan
+from logsnr.solvers.fitted_to import fitted_to, warn
 
 from .algorithm import Algorithm, as_algorithm
 from .call_arguments import spread
@@ -97,6 +98,8 @@ def run_pipeline(
         raise ValueError(f"pipe={type(pipe).__name__} has no scheduler: need a diffusers pipeline")
     _check_loop(pipe, chosen, call_kwargs, whole_timesteps)
     parameters = inspect.signature(type(pipe).__call__).parameters
+    if isinstance(algorithm, Plan) and (note := fitted_to(algorithm)) is not None:
+        warn(algorithm, note.differences(guidance=_guidance(parameters, call_kwargs)))
     generator = call_kwargs.get("generator")
     if chosen.groups is not None:
         call_kwargs = spread(pipe, call_kwargs, chosen.groups)
@@ -138,6 +141,16 @@ def run_pipeline(
         calls=dict(networks.calls),
     )
     return PipelineRun(output, algorithm_run.result, stats)
+
+
+def _guidance(
+    parameters: Mapping[str, inspect.Parameter], call_kwargs: Mapping[str, Any]
+) -> float | None:
+    """The scale of guidance of a call, None where the pipeline has none of that name."""
+    if "guidance_scale" not in parameters:
+        return None
+    scale = call_kwargs.get("guidance_scale", parameters["guidance_scale"].default)
+    return float(scale) if isinstance(scale, int | float) else None
 
 
 def _check_loop(

@@ -17,6 +17,7 @@ from torch import Tensor
 from logsnr.solvers import DiscreteVP, Node
 from logsnr.solvers.running import version
 
+from ..config.given_plan import warn_of
 from ..timesteps.arguments import tensor
 from ..timesteps.evaluations import (
     Evaluations,
@@ -88,7 +89,7 @@ class Stepping:
                 f"begin_index={begin_index}: the run has {n} evaluations, and at least one must "
                 "remain; with a strength, num_inference_steps * strength must be at least 1"
             )
-        if self._description.plan is not None:
+        if self._description.plan is not None or self._description.cards is not None:
             check_whole(begin_index)
         self._begins, self._runs = begin_index, Runs()
         self._index, self._wanted = None, self._first + begin_index
@@ -254,6 +255,8 @@ class Stepping:
         if ems is not None:
             check_shape(ems, tuple(sample.shape[1:]))
         self._check_level(place, sample)
+        if (given := self._description.plan) is not None:
+            warn_of(given, event=sample.shape[1:])
         # For the next image: plans with statistics are kept by whoever uses them.
         self._latest_plan = plan = self._evaluations.plan(place, self._table.nodes, eta)
         self._tell(place, called(plan))

@@ -126,6 +126,11 @@ def lay_out(
     Raises ValueError naming the argument or the key of the config that is wrong.
     """
     solver = description.solver
+    if description.cards is not None:
+        raise ValueError(
+            f"num_inference_steps is missing: plan={description.cards!r} has several, of which it "
+            "picks one"
+        )
     if (plan := description.plan) is not None:
         result = plan_layout(description.model, plan, n, timesteps, sigmas)
         return Evaluations(description, result, result, called(plan))
@@ -188,10 +193,9 @@ def check_whole(begin: int) -> None:
 
 def check_no_plan(description: Description) -> None:
     """ValueError for times of a caller's own beside a plan."""
-    if description.plan is not None:
-        raise ValueError(
-            f"timesteps and sigmas are those of plan={description.plan!r}: others need plan=None"
-        )
+    given = description.plan or description.cards
+    if given is not None:
+        raise ValueError(f"timesteps and sigmas are those of plan={given!r}: others need plan=None")
 
 
 def _check(description: Description, result: Layout) -> None:

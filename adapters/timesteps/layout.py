@@ -57,12 +57,9 @@ class Layout:
         ]
 
     def _told(self, node: Node, schedule: NoiseSchedule, steps: int) -> float:
-        if isinstance(schedule, DiscreteVP):
-            between = schedule.network_time(node.t)
-            return nearest_step(schedule, node) if self.whole else between
-        if isinstance(schedule, SigmaModel):
-            return schedule.network_time(node.t) if node.t > 0 else -math.inf
-        return steps * (1 - node.sigma if self.inverted else node.sigma)
+        if isinstance(schedule, DiscreteVP) and self.whole and node.told is None:
+            return nearest_step(schedule, node)
+        return told_at(schedule, float(node.call[0]), steps, self.inverted)
 
     def levels(self, nodes: Sequence[Node], schedule: NoiseSchedule) -> list[float]:
         """What diffusers calls sigmas: sigma of flow models, sigma / alpha of the others."""
@@ -71,6 +68,15 @@ class Layout:
         if isinstance(schedule, SigmaModel):
             return [schedule.sigma_data * node.sigma / node.alpha for node in nodes]
         return [1 - node.sigma if self.inverted else node.sigma for node in nodes]
+
+
+def told_at(schedule: NoiseSchedule, t: float, steps: int, inverted: bool = False) -> float:
+    """What a network of N = ``steps`` training steps is told at the schedule's time t."""
+    if isinstance(schedule, DiscreteVP):
+        return float(schedule.network_time(t))
+    if isinstance(schedule, SigmaModel):
+        return float(schedule.network_time(t)) if t > 0 else -math.inf
+    return steps * (1 - t if inverted else t)
 
 
 def layout(

@@ -10,7 +10,7 @@ from logsnr.solvers.grids import node_at
 from ..config.model import Model
 from ..config.sigma_models import SigmaModel
 from .discrete import nearest_step
-from .layout import Layout
+from .layout import Layout, told_at
 from .pipeline_sigmas import sent_unasked
 
 ON_SCHEDULE = 1e-6  # of alpha and sigma, which may come from float32
@@ -25,7 +25,8 @@ def plan_layout(
 ) -> Layout:
     """The nodes at which ``plan`` calls the network, and its end.
 
-    As everywhere but for listed timesteps, a model of training steps is told the nearest of them.
+    As everywhere but for listed timesteps, a model of training steps is told the nearest of them;
+    of a node that tells the network another time than its own, that time as it is.
 
     Raises ValueError for a plan of another model, and where n evaluations, or others, are asked
     for. The list that a flow pipeline sends by itself asks for none.
@@ -47,11 +48,9 @@ def plan_layout(
 
 def _told(model: Model, node: Node) -> float:
     schedule = model.schedule
-    if isinstance(schedule, DiscreteVP):
+    if isinstance(schedule, DiscreteVP) and node.told is None:
         return nearest_step(schedule, node)
-    if isinstance(schedule, SigmaModel):
-        return schedule.network_time(node.t)
-    return model.training_steps * (1 - node.t if model.inverted else node.t)
+    return told_at(schedule, float(node.call[0]), model.training_steps, model.inverted)
 
 
 def check_on_schedule(model: Model, plan: Plan) -> None:

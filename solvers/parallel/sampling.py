@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_start
+from ..fitted_to import warn_if_other
 from ..keywords import takes
 from ..noise import along, check_noise, noise_source
 from ..plan import Plan
@@ -53,6 +54,7 @@ def sample_parallel(
     if len(x_T) == 0:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}: need at least one sample")
     evaluate = options.evaluate or evaluator(denoise, max_groups=options.max_groups)
+    warn_if_other(plan, denoise, x_T)
     if options.devices is not None:
         devices, throughput = options.devices, options.throughput
         warn_if_slower(predict(plan, options=options, devices=devices, throughput=throughput))

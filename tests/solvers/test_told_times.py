@@ -81,15 +81,36 @@ def test_guidance_and_plain_functions_are_told_both():
     assert seen == [(pytest.approx(t + 0.01), 0.3) for t in BASE.times]
 
 
-def test_batches_of_nodes_refuse_them():
-    with pytest.raises(ValueError, match="plan: times that a node tells the network"):
-        sample_parallel(recorder([]), X, told(BASE))
+@pytest.mark.parametrize("kind", ["network", "threshold", "function"])
+def test_all_rows_at_once_are_told_what_one_after_another_is(kind):
+    exact = exact_denoiser(GAUSSIAN, VP).network
+    threshold = (lambda x0: x0.clamp(-1, 1)) if kind == "threshold" else None
+    denoise = Denoiser(exact, VP, threshold=threshold, network_time=lambda t: t)
+    if kind == "function":
+        inner = denoise
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            return inner(x, t)
+
+    plan = told(BASE, 0.03)
+    one = sample(denoise, X, plan)
+    together, _ = sample_parallel(denoise, X, plan)
+    torch.testing.assert_close(together, one, rtol=1e-10, atol=1e-10)
+    plain, _ = sample_parallel(denoise, X, BASE)
+    assert (plain - together).abs().max() > 1e-4  # which the shift does change
 
 
-def test_pipelines_refuse_them():
-    plan = told(make_plan("unipc", FlowMatching(), nfe=4))
-    with pytest.raises(ValueError, match="plan=.* tells the network"):
+def test_batches_and_pipelines_refuse_second_times():
+    with pytest.raises(ValueError, match="plan: second times that a node tells the network"):
+        sample_parallel(recorder([]), X, told(BASE, second=0.3))
+    plan = told(make_plan("unipc", FlowMatching(), nfe=4), second=0.3)
+    with pytest.raises(ValueError, match="plan=.* tells the network a second time"):
         PlanScheduler(plan=plan, prediction_type="flow_prediction", use_flow_sigmas=True)
+
+
+def test_a_table_shows_them():
+    assert "told" not in str(BASE).splitlines()[1]
+    assert f"{BASE.times[0] + 0.01:.6g}" in str(told(BASE)).splitlines()[2]
 
 
 def test_files_keep_them_and_clocks_and_moments(tmp_path):
