@@ -71,7 +71,8 @@ class Cards(Mapping[int, Card]):
 
     def save(self, path: str | Path) -> None:
         """Write all of them as one safetensors file."""
-        bodies, tensors = [], {}
+        bodies: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
         for nfe, card in self.items():
             plan, numbers = content(card.plan)
             bodies.append({"about": card.about(), "plan": plan})
