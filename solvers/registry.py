@@ -18,6 +18,7 @@ from .schedules import FlowMatching, NoiseSchedule
 
 Build = Callable[..., Plan]
 Metadata = Callable[[Mapping[str, Any]], int]
+StochasticOrder = Callable[[Mapping[str, Any]], float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Solver:
     of options to the order of a deterministic run and to the cost of a full step. ``spaces`` are
     the predictions that its rows can combine; ``finite_lambda`` says that it cannot start at
     alpha = 0 or end at sigma = 0; ``paper`` is a key of the bibliography (see ``cite``); ``when``
-    says in a few words when to use it.
+    says in a few words when to use it. ``strong`` and ``weak`` map the options to the orders of a
+    run with noise, pathwise and of the distribution; None for solvers that have none.
     """
 
     name: str
@@ -40,12 +42,23 @@ class Solver:
     spaces: tuple[str, ...]
     finite_lambda: bool = False
     when: str = ""
+    strong: StochasticOrder | None = None
+    weak: StochasticOrder | None = None
+
+    @cached_property
+    def _options(self) -> list[inspect.Parameter]:
+        parameters = inspect.signature(self.build).parameters.values()
+        return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
         """The solver's own options with their default values."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {p.name: p.default for p in self._options}
+
+    def check_kind(self, option: str, value: Any) -> None:
+        """ValueError unless ``value`` is of the option's kind; a `Strength` has several."""
+        if not any(p.name == option and p.annotation == "Strength" for p in self._options):
+            check_kind(option, value, self.defaults[option])
 
 
 SOLVERS: dict[str, Solver] = {}
@@ -61,6 +74,8 @@ def solver(
     spaces: tuple[str, ...] = ("data", "noise"),
     finite_lambda: bool = False,
     when: str = "",
+    strong: StochasticOrder | None = None,
+    weak: StochasticOrder | None = None,
 ) -> Callable[[Build], Build]:
     """Register the decorated function (grid, nfe, *, options) -> Plan; see `Solver`.
 
@@ -73,7 +88,9 @@ def solver(
         taken = meaning(name, {key: entry.defaults for key, entry in SOLVERS.items()})
         if taken is not None and not _same_place(SOLVERS[taken[0]].build, build):
             raise ValueError(f"solver({name!r}): the name means {taken[0]!r} already; take another")
-        SOLVERS[name] = Solver(name, build, order, cost, title, paper, spaces, finite_lambda, when)
+        SOLVERS[name] = Solver(
+            name, build, order, cost, title, paper, spaces, finite_lambda, when, strong, weak
+        )
         return build
 
     return register
@@ -231,7 +248,7 @@ def chosen_solver(name: str, options: Mapping[str, Any]) -> tuple[Solver, dict[s
                 f"{', '.join(sorted(entry.defaults)) or 'none'}"
                 + ("" if near is None else f"; did you mean {near!r}?")
             )
-        check_kind(option, value, entry.defaults[option])
+        entry.check_kind(option, value)
         if option in preset and preset[option] != value:
             raise ValueError(
                 f"{option}={value!r}: solver={name!r} means {option}={preset[option]!r}; give "

@@ -179,12 +179,12 @@ def label(name: str, options: Options) -> str:
     return "-".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
-def is_stochastic(options: Options) -> bool:
-    return options.get("eta", 0.0) > 0
+def is_stochastic(name: str, options: Options) -> bool:
+    return make_plan(name, SCHEDULES["vp_linear"], nfe=NFE, **options).stochastic
 
 
 def deterministic_cases() -> list[Any]:
-    return [case for case in solver_cases() if not is_stochastic(case.values[1])]
+    return [case for case in solver_cases() if not is_stochastic(*case.values)]
 
 
 def grids(range_name: str, nfe: int) -> list[Options]:

@@ -44,7 +44,7 @@ def topology_cases(grid: dict[str, Any] = REGULAR, *, stochastic: bool = False) 
 
     With ``stochastic``, plans that add noise too.
     """
-    cases = [c for c in solver_cases() if stochastic or not is_stochastic(c.values[1])]
+    cases = [c for c in solver_cases() if stochastic or not is_stochastic(*c.values)]
     first: dict[Hashable, Any] = {}
     for case in cases:
         name, options = case.values

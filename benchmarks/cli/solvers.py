@@ -34,6 +34,7 @@ def solvers(
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("solver", no_wrap=True)
     table.add_column("order", justify="right", no_wrap=True)
+    table.add_column("of noise\nstrong, weak", justify="right", no_wrap=True)
     table.add_column("calls\na step", justify="right", no_wrap=True)
     table.add_column("when", ratio=3)
     table.add_column("also", ratio=2)
@@ -42,5 +43,6 @@ def solvers(
         orders = f"{first}" if first == last else f"{first} to {last}"
         # The classes of diffusers would not fit; --json has them.
         short = (alias.replace("-", "_") for alias in entry.aliases if len(alias) <= SHORT)
-        table.add_row(entry.name, orders, str(entry.cost), entry.when, ", ".join(short))
+        noisy = "" if entry.strong is None else f"{entry.strong:g}, {entry.weak:g}"
+        table.add_row(entry.name, orders, noisy, str(entry.cost), entry.when, ", ".join(short))
     Console().print(table)

@@ -17,6 +17,8 @@ class Listed:
 
     ``orders`` are those it can be given, or the one it has; ``cost`` is the number of evaluations
     of a full step with its default options; ``aliases`` are names that other programs use.
+    ``strong`` and ``weak`` are the orders of runs with noise, with the default options; None for
+    solvers that add none.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Listed:
     cost: int
     when: str
     aliases: list[str]
+    strong: float | None
+    weak: float | None
 
 
 def listed() -> list[Listed]:
@@ -37,6 +41,7 @@ def listed() -> list[Listed]:
             solver.nfe_per_step(solver.defaults),
             solver.when,
             [alias for alias, (meant, _) in ALIASES.items() if meant == name],
+            *(order and order(solver.defaults) for order in (solver.strong, solver.weak)),
         )
         for name, solver in SOLVERS.items()
     ]

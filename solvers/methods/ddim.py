@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from .. import scalar
 from ..checks import check_choice
 from ..grids import Grid
-from ..plan import DATA, Node, Noise, Plan, Row
+from ..plan import DATA, Node, Plan, Row
 from ..registry import count_steps, solver
-from ..scalar import Number
-from .multistep import Predictor, Weights, exponential, multistep
-from .pure_noise import Frame
+from .multistep import Predictor, Weights, exponential, first_order, multistep
+from .stochastic import Strength, posterior_split, recorded, strengths
 from .unipc import unic
 
 
@@ -26,6 +25,8 @@ from .unipc import unic
     "ddim",
     order=lambda options: 1 + bool(options["corrector"]),
     nfe_per_step=1,
+    strong=lambda options: 1.0,
+    weak=lambda options: 1.0,
     title="DDIM: exponential Euler, deterministic or ancestral",
     when="a baseline; with eta=1.0 it adds noise at each step",
     paper="song2021ddim",
@@ -34,7 +35,7 @@ def ddim(
     grid: Grid,
     nfe: int | None = None,
     *,
-    eta: float = 0.0,
+    eta: Strength = 0.0,
     space: str = "data",
     corrector: bool = False,
 ) -> Plan:
@@ -42,21 +43,17 @@ def ddim(
 
     Parameters
     ----------
-    eta : share of the DDPM posterior's standard deviation, in [0, 1].
+    eta : share of the DDPM posterior's standard deviation, in [0, 1]: a number, a list of one a
+        step, or a function of the time (see `stochastic.strengths`).
     space : "data" or "noise", the prediction that the rows combine (the same update rule).
     corrector : correct every step but the last with UniC, which makes the order 2 (eta = 0).
 
     Raises ValueError for eta outside [0, 1], an unknown space, or a corrector with eta > 0.
     """
     check_choice("space", space, ("data", "noise"))
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r}: need a value in [0, 1]")
-    if corrector and eta > 0:
-        raise ValueError(f"corrector=True needs eta=0, not eta={eta!r}")
     nodes = grid.nodes(count_steps(grid, nfe))
-    if eta > 0 and Frame.of(space, nodes).inverted:
-        raise ValueError(f"eta={eta!r}: an inversion is deterministic, and needs eta=0")
-    if eta == 0:
+    shares = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
+    if not any(map(scalar.plain, shares)):
         rows = multistep(
             nodes,
             _first_order(space),
@@ -64,20 +61,17 @@ def ddim(
             space=space,
             corrector=unic(space) if corrector else None,
         )
-        return Plan(tuple(rows))
+        return Plan(tuple(rows), options=recorded("eta", eta, shares))
+    if corrector:
+        raise ValueError(f"corrector=True needs eta=0, not eta={eta!r}")
     rows = [Row(nodes[0], target=DATA)]
-    for k, (start, end) in enumerate(zip(nodes, nodes[1:], strict=False)):
-        n = eta * end.sigma * scalar.sqrt(-scalar.expm1(-2 * (end.lam - start.lam)))
-        a = _rest(end.sigma, n) / start.sigma
-        noise = (Noise(n, start.lam, end.lam),) if n else ()
+    for k, step in enumerate(zip(nodes, nodes[1:], shares, strict=False)):
+        part = posterior_split(*step)
+        a, b = first_order(DATA, part.start, part.down)
         target = DATA if k < len(nodes) - 2 else None
         state = ((k, a),) if a != 0 or scalar.is_tensor(a) else ()
-        rows.append(Row(end, state, ((k, end.alpha - a * start.alpha),), target, noise=noise))
-    return Plan(tuple(rows))
-
-
-def _rest(sigma: Number, n: Number) -> Number:
-    return scalar.sqrt(max(0.0, sigma**2 - n**2))
+        rows.append(Row(part.end, state, ((k, b),), target, noise=part.noise))
+    return Plan(tuple(rows), options=recorded("eta", eta, shares))
 
 
 def _first_order(space: str) -> Predictor:

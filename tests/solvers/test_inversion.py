@@ -45,7 +45,7 @@ def both(name: str, options: dict, range_name: str, spacing: str, nfe: int) -> t
 def test_identities_hold_on_every_grid(name, range_name):
     for arguments in grids(range_name, NFE):
         for options in main_options(name):
-            if is_stochastic(options):
+            if is_stochastic(name, options):
                 continue
             plan = plan_for(name, {**arguments, "invert": True}, options)
             last = len(plan.rows) - 1

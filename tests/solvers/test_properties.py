@@ -16,6 +16,7 @@ from cases import (
     Range,
     deterministic_cases,
     every_option,
+    is_stochastic,
     main_options,
     normal,
     spacings,
@@ -100,7 +101,7 @@ def test_point_mass_is_followed_along_the_whole_path(name):
     denoise = exact_denoiser(problem, range_.schedule)
     x = start(range_, problem)
     for options in main_options(name):
-        if options.get("eta"):
+        if is_stochastic(name, options):
             continue
         plan, seen = build(name, options, range_, 12, "logsnr"), []
         result = sample(denoise, x, plan, callback=seen.append)

@@ -124,7 +124,13 @@ def test_files_keep_them_and_clocks_and_moments(tmp_path):
 
 def test_files_of_the_first_format_still_load(tmp_path):
     """Nodes of three numbers and noise of three: what was written before there was more."""
-    plan = make_plan("ddim", VP, nfe=3, eta=1.0)
+    made = make_plan("ddim", VP, nfe=3, eta=1.0)
+    over_lambda = [
+        tuple(Noise(term.scale, term.lam_from, term.lam_to) for term in row.noise)
+        for row in made.rows
+    ]
+    rows = zip(made.rows, over_lambda, strict=True)
+    plan = Plan(tuple(replace(row, noise=noise) for row, noise in rows))
     plan.save(tmp_path / "plan")
     with safe_open(tmp_path / "plan", framework="pt") as file:
         body = json.loads(file.metadata()["plan"])
