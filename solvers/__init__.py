@@ -30,6 +30,7 @@ from .schedules import (
 )
 from .spacings import SPACINGS
 from .step_size import PID
+from .stored_steps import step_distributions, step_log_prob
 from .tuning.card import Card
 from .tuning.cards import Cards
 
@@ -87,5 +88,7 @@ __all__ = [
     "sample_parallel",
     "skip_mask",
     "solver",
+    "step_distributions",
+    "step_log_prob",
     "uniform_mask",
 ]

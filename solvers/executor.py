@@ -10,16 +10,19 @@ States and outputs are kept in float32 or better. A copy of a run is a copy of i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .noise import NoiseSource
 from .plan import Coefficient, Plan
 from .segments import Line
+from .shared_noise import Memory, NoiseSource
 from .state_edits import Edit, corrects, transport
+from .step_densities import StepDensities
 
+Kind = TypeVar("Kind", bound="Executor")
 Mark = tuple[Any, ...]
 """What `Executor.rewind` needs to make the last evaluation again."""
 
@@ -30,6 +33,8 @@ class Executor(ABC):
     Attributes
     ----------
     waiting : the state of the row that waits for its evaluation; in the end the sample.
+    memory : noise that was drawn and that later rows share.
+    densities : what looks on at the noise of every row; None where nobody asks for it.
     """
 
     lines: tuple[Line, ...]
@@ -42,6 +47,8 @@ class Executor(ABC):
         )
         self.drawn: list[Tensor] = []
         self.edited: Edit | None = None
+        self.memory: Memory = {}
+        self.densities: StepDensities | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: value for k, value in self.__dict__.items() if k not in self._derived}
@@ -58,19 +65,28 @@ class Executor(ABC):
         if self.edited is not None:
             result, self.edited = self.edited.temper(result), None
             self._put(k, result)
+        if self.densities is not None and self.plan.rows[k].noise:
+            observed = self.densities.observe(k, result, self.drawn)
+            if observed is not result:
+                result = observed
+                self._put(k, result)
         self.waiting = result
         return result
 
     def again(self, k: int) -> Tensor:
         """The state of row k computed anew, as long as nothing was evaluated since."""
-        self.waiting = self._sum(k)
+        self.waiting = self._anew(k)
         return self.waiting
+
+    def _anew(self, k: int) -> Tensor:
+        state = self._sum(k)
+        return state if self.densities is None else self.densities.settled(k, state)
 
     def edit(self, k: int, edited: Tensor) -> None:
         """Put ``edited`` in place of the state of row k, and move the states held along."""
         others = self.lines[k].others
         if others:
-            difference = edited - self._sum(k)
+            difference = edited - self._anew(k)
             for slot, j in others:
                 self._move(slot, transport(self.plan, k, j), difference)
             if corrects(self.plan, k + 1):
@@ -97,9 +113,17 @@ class Executor(ABC):
     def held(self, k: int) -> Tensor:
         """A copy of the state of row k, which is not evaluated, while later rows need it."""
 
-    @abstractmethod
-    def fork(self) -> Executor:
+    def fork(self: Kind) -> Kind:
         """Another one in the same state."""
+        other = copy(self)
+        other.memory = dict(self.memory)
+        other.densities = None if self.densities is None else self.densities.fork()
+        other._apart()
+        return other
+
+    @abstractmethod
+    def _apart(self) -> None:
+        """Let go of the values that are shared with what this was copied from."""
 
     @abstractmethod
     def _sum(self, k: int) -> Tensor:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .counter_noise import CounterNoise, check_seed, normals
-from .noise_terms import Noise, independent
+from .noise_terms import Noise
 from .plan import Plan
-
-NoiseSource = Callable[[Noise, Tensor], Tensor]
+from .shared_noise import NoiseSource, draws, sharing
 
 FORMS = (
     "None, a seed, a list of seeds (one a sample), a torch.Generator or a list of them, a list of "
@@ -36,10 +34,10 @@ def noise_source(noise: object) -> NoiseSource:
       depends on (seed, i, interval) alone: not on the batch, the device or the dtype,
     * a sequence of B whole numbers, one seed a sample,
     * a torch.Generator, or a sequence of B of them, one a sample,
-    * a sequence of tensors, used in order (one a noise term; see `draws`),
+    * a sequence of tensors, used in order (one a noise term; see `shared_noise.draws`),
     * a function (term, like) -> z, such as `CounterNoise` and `BrownianPath`,
     * a function of parameters named (sigma, sigma_next), as k-diffusion's noise samplers: sigma is
-      sigma / alpha at the ends of the interval.
+      sigma / alpha at the ends of the interval. They have no Levy areas (`Noise` of moment 1).
 
     Raises ValueError for anything else, and when a tensor or the result of a function has another
     shape: one noise for several samples is not drawn by broadcasting.
@@ -64,19 +62,22 @@ def noise_source(noise: object) -> NoiseSource:
     raise ValueError(f"noise={noise!r}: need {FORMS}")
 
 
-def draws(plan: Plan) -> int:
-    """How many independent normals of a state's shape the plan draws: one a noise term, but for
-    terms that are the same (once) or overlap (one a part, see `noise_terms.independent`).
-    """
-    parts = independent(term for row in plan.rows for term in row.noise)
-    return len({part for entries in parts.values() for part, _ in entries})
-
-
 def check_noise(noise: object, plan: Plan, x: Tensor) -> None:
-    """Raise ValueError if a sequence does not fit the noise of ``plan`` on states x (B, *event)."""
-    if not plan.stochastic or not isinstance(noise, Sequence):
+    """Raise ValueError if ``noise`` does not fit that of ``plan`` on states x (B, *event).
+
+    A source that is asked here too has a method ``check(plan, x)`` of its own.
+    """
+    if not plan.stochastic:
         return
-    count = draws(plan)
+    if isinstance(noise, Sequence):
+        _check_sequence(noise, draws(plan), x)
+    elif callable(check := getattr(noise, "check", None)):
+        check(plan, x)
+    elif callable(noise) and _takes_sigmas(noise):
+        check_sigmas(plan, "noise")
+
+
+def _check_sequence(noise: Sequence[object], count: int, x: Tensor) -> None:
     if isinstance(noise[0], int | torch.Generator) and len(noise) != len(x):
         kind = "seeds" if isinstance(noise[0], int) else "generators"
         raise ValueError(f"noise has {len(noise)} {kind}: need one a sample, {len(x)}")
@@ -84,44 +85,19 @@ def check_noise(noise: object, plan: Plan, x: Tensor) -> None:
         if len(noise) < count:
             raise ValueError(f"noise has {len(noise)} tensors: the plan has {count} noise terms")
         for z in noise[:count]:
-            if z.shape != x.shape:
-                raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(x.shape)}")
+            _fitting(z, x)
 
 
-def along(plan: Plan, source: NoiseSource) -> NoiseSource:
-    """``source`` for the terms of ``plan``, where some share noise: each part is drawn once.
-
-    It is ``source`` itself where none do. Parts are remembered until their last use in a run.
-    """
-    if not plan.stochastic:
-        return source
-    terms = [term for row in plan.rows for term in row.noise]
-    parts = independent(terms)
-    uses = Counter(part for term in terms for part, _ in parts[term.key])
-    if (
-        all(parts[term.key] == ((term.key, 1.0),) for term in terms)
-        and max(uses.values(), default=1) == 1
-    ):
-        return source
-    memory: dict[Noise, Tensor] = {}
-    left = dict(uses)
-
-    def drawn(part: Noise, like: Tensor) -> Tensor:
-        z = memory.pop(part) if part in memory else source(part, like)
-        left[part] -= 1
-        if left[part] > 0:
-            memory[part] = z
-        return z
-
-    def shared(term: Noise, like: Tensor) -> Tensor:
-        (first, weight), *others = parts[term.key]
-        z = drawn(first, like)
-        z = z if weight == 1 else weight * z
-        for part, weight in others:
-            z = z + weight * drawn(part, like)
-        return z
-
-    return shared
+def check_sigmas(plan: Plan, name: str) -> None:
+    """ValueError if ``plan`` has noise that a function of (sigma, sigma_next) cannot draw."""
+    for part in (part for parts in sharing(plan).fresh for part in parts):
+        if part.moment != 0:
+            raise ValueError(
+                f"{name}: noise_sampler(sigma, sigma_next) has increments only, and the plan needs "
+                f"the Levy area over [{part.start:g}, {part.end:g}] of clock {part.clock!r} too: "
+                "give a seed, or a BrownianPath"
+            )
+        _ = part.lam_from, part.lam_to  # raises for a clock of which no sigma is known
 
 
 def _takes_sigmas(function: Callable[..., Tensor]) -> bool:

@@ -7,7 +7,6 @@ nothing is waited for.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -49,16 +48,15 @@ class Products(Executor):
 
     def mark(self) -> Mark:
         # An evaluation overwrites no slot that its own row or a later one reads.
-        return self.waiting, self.state, self.output, self.edited
+        return self.waiting, self.state, self.output, self.edited, {**self.memory}
 
     def rewind(self, mark: Mark) -> None:
-        self.waiting, self.state, self.output, self.edited = mark
+        self.waiting, self.state, self.output, self.edited, memory = mark
+        self.memory = {**memory}
 
-    def fork(self) -> Products:
-        other = copy(self)
-        other.block = self.block.clone()
-        other._derive()
-        return other
+    def _apart(self) -> None:
+        self.block = self.block.clone()
+        self._derive()
 
     def evaluate(self, k: int, output: Tensor, *, shared: bool) -> None:
         slot, ratio, state_first, _, keep, reads = self.stores[k]
@@ -135,4 +133,5 @@ class Products(Executor):
         other = Terms(self.plan, self.prediction, self.like)
         other.resume(k, state, output)
         other.drawn, other.edited = self.drawn, self.edited
+        other.memory, other.densities = self.memory, self.densities
         return other

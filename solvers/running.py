@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,13 +18,15 @@ from torch import Tensor
 from .denoiser import Denoiser, check_start
 from .executor import Executor
 from .fitted_to import warn_if_other
-from .noise import NoiseSource, along, check_noise, noise_source
+from .noise import check_noise, noise_source
 from .plan import Node, Plan
 from .prediction import check_prediction, check_signals, to_data
 from .products import Products
 from .progress import progress_bar
 from .requests import Evaluation, drive, single
+from .shared_noise import NoiseSource, along
 from .state_edits import version
+from .step_densities import StepDensities
 from .terms import Terms
 
 Run = Generator[Evaluation, Tensor | None, Tensor]
@@ -75,7 +77,7 @@ def proceed(executor: Executor, handed: Tensor, draw: NoiseSource, begin: int = 
     A generator cannot be copied, but an executor can: this goes on from a copy.
     """
     rows, dtype = executor.plan.rows, handed.dtype
-    draw = along(executor.plan, draw)
+    draw = along(executor.plan, draw, executor.memory, begin)
     precise = executor.waiting
     as_given = precise.dtype == dtype
     for k, row in enumerate(rows[begin:], begin):
@@ -123,8 +125,41 @@ class Step:
     plan: Plan
 
 
+Denoise = Denoiser | Callable[[Tensor, float], Tensor]
+
+
+@overload
 def sample(
-    denoise: Denoiser | Callable[[Tensor, float], Tensor],
+    denoise: Denoise,
+    x_T: Tensor,
+    plan: Plan,
+    *,
+    noise: Any = ...,
+    callback: Callable[[Step], None] | None = ...,
+    progress: bool = ...,
+    differentiable: bool = ...,
+    log_prob: Literal[False] = ...,
+    states: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    denoise: Denoise,
+    x_T: Tensor,
+    plan: Plan,
+    *,
+    noise: Any = ...,
+    callback: Callable[[Step], None] | None = ...,
+    progress: bool = ...,
+    differentiable: bool = ...,
+    log_prob: bool = ...,
+    states: bool = ...,
+) -> Any: ...
+
+
+def sample(
+    denoise: Denoise,
     x_T: Tensor,
     plan: Plan,
     *,
@@ -132,7 +167,9 @@ def sample(
     callback: Callable[[Step], None] | None = None,
     progress: bool = False,
     differentiable: bool = False,
-) -> Tensor:
+    log_prob: bool = False,
+    states: bool = False,
+) -> Any:
     """Run ``plan`` from x_T: the plain loop over `run`.
 
     Parameters
@@ -145,8 +182,16 @@ def sample(
     progress : show a progress bar over the evaluations.
     differentiable : keep the graph. Implied by coefficients or x_T that require grad, unless
         gradients are switched off; otherwise the run happens under ``torch.no_grad``.
+    log_prob : return the log density of each stochastic step given the states before it, too:
+        (B, S) in nats, float64, summed over the event, for the S steps that add noise, in order
+        (see `step_densities`). Where the graph is kept it is that of the densities, for which the
+        states of the steps are given values: neither they nor what follows from them alone have a
+        gradient, and that of ``log_prob`` is what the policy gradient multiplies by the reward.
+    states : return x_T and the states of those S steps, too: (B, S + 1, *event), in the precision
+        in which the run accumulates. `step_log_prob` takes them.
 
-    Returns the sample, with the shape, dtype and device of x_T. Raises ValueError for bad input
+    Returns the sample, with the shape, dtype and device of x_T; or the tuple (sample, log_prob),
+    (sample, states) or (sample, log_prob, states), as asked for. Raises ValueError for bad input
     before the network is called, and for network outputs that are not finite, naming the time.
     """
     check_start(x_T, denoise)
@@ -158,7 +203,10 @@ def sample(
     wanted = x_T.requires_grad or plan.requires_grad
     differentiable = differentiable or (wanted and torch.is_grad_enabled())
     warn_if_other(plan, denoise, x_T)
-    process = run(plan, x_T, prediction, noise=source, differentiable=differentiable)
+    executor = executor_for(plan, x_T.clone(), prediction, differentiable=differentiable)
+    if log_prob or states:
+        executor.densities = StepDensities(plan, keep_states=states)
+    process = proceed(executor, x_T.clone(), source)
 
     counts = count(1)
 
@@ -170,4 +218,21 @@ def sample(
 
     bar = progress_bar(plan.nfe, progress, unit="evaluation")
     with torch.set_grad_enabled(differentiable), bar as show:
-        return drive(process, single(denoise), watch)
+        result = drive(process, single(denoise), watch)
+        return _with_steps(result, x_T, executor.densities, log_prob, states)
+
+
+def _with_steps(
+    result: Tensor, x_T: Tensor, steps: StepDensities | None, log_prob: bool, states: bool
+) -> Tensor | tuple[Tensor, ...]:
+    if steps is None:
+        return result
+    found = [result]
+    if log_prob:
+        each = list(steps.log_probs.values())
+        none = torch.zeros(len(x_T), 0, dtype=torch.float64, device=x_T.device)
+        found.append(torch.stack(each, dim=1) if each else none)
+    if states:
+        dtype = torch.promote_types(x_T.dtype, torch.float32)
+        found.append(torch.stack([x_T.detach().to(dtype), *steps.states.values()], dim=1))
+    return tuple(found)

@@ -3,7 +3,6 @@ r"""Rows term by term: for coefficients over the event shape, and for runs that 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -41,16 +40,14 @@ class Terms(Executor):
         self.offsets = [at_home(row.offset, like) for row in plan.rows]
 
     def mark(self) -> Mark:
-        return self.waiting, list(self.values), self.edited
+        return self.waiting, list(self.values), self.edited, {**self.memory}
 
     def rewind(self, mark: Mark) -> None:
-        self.waiting, values, self.edited = mark
-        self.values = list(values)
+        self.waiting, values, self.edited, memory = mark
+        self.values, self.memory = list(values), {**memory}
 
-    def fork(self) -> Terms:
-        other = copy(self)
-        other.values = list(self.values)
-        return other
+    def _apart(self) -> None:
+        self.values = list(self.values)
 
     def recording(self, k: int) -> Terms:
         """Itself."""

@@ -24,8 +24,9 @@ from logsnr.solvers import (
 )
 from logsnr.solvers.checks import check_kind
 from logsnr.solvers.grids import as_numbers
-from logsnr.solvers.noise import NoiseSource, noise_source
+from logsnr.solvers.noise import noise_source
 from logsnr.solvers.registry import find_solver
+from logsnr.solvers.shared_noise import NoiseSource
 
 from ..plans import spread_plan
 from .models import Model, as_function

@@ -11,9 +11,9 @@ from torch import Tensor
 from logsnr.adapters.config.given_plan import check_times
 from logsnr.solvers import Node, NoiseSchedule, Plan, run
 from logsnr.solvers.grids import node_at
-from logsnr.solvers.noise import NoiseSource
 from logsnr.solvers.requests import Batch
 from logsnr.solvers.running import Evaluation
+from logsnr.solvers.shared_noise import NoiseSource
 
 Process = Generator[Evaluation, Tensor | None, Any] | Generator[Batch, Tensor, Any]
 

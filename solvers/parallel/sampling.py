@@ -10,7 +10,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, check_start
 from ..fitted_to import warn_if_other
 from ..keywords import takes
-from ..noise import along, check_noise, noise_source
+from ..noise import check_noise, noise_source
 from ..plan import Plan
 from ..prediction import check_signals
 from ..progress import progress_bar
@@ -68,7 +68,7 @@ def sample_parallel(
         plan,
         x_T,
         prediction,
-        draw=along(plan, noise_source(options.noise)),
+        draw=noise_source(options.noise),
         options=options,
         init=options.init,
         watch=watch,

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from ..keywords import takes
-from ..noise import NoiseSource
 from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
 from ..requests import Batch
+from ..shared_noise import NoiseSource, along
 from .acceptance import SHARE, Changes, changes, errors_left, settled, variances
 from .fixed_point import (
     Frame,
@@ -119,7 +119,7 @@ def picard(
     if published:
         published_scales = torch.tensor(variances(plan, published=True), dtype=torch.float64).sqrt()
         limits = tolerance * published_scales
-    held = _Held(parts, x, draw)
+    held = _Held(parts, x, along(plan, draw))
     x0: Tensor | None = None
     previous: Evaluated | None = None
     before: Changes | None = None

@@ -16,8 +16,9 @@ from torch import Tensor
 from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import BrownianPath, CounterNoise, Noise, Plan, make_plan, sample
 from logsnr.solvers.identities import marginal_deviations
-from logsnr.solvers.noise import along, draws, noise_source
+from logsnr.solvers.noise import noise_source
 from logsnr.solvers.noise_terms import covariance
+from logsnr.solvers.shared_noise import along, draws
 
 VP = SCHEDULES["vp_linear"]
 DENOISE = exact_denoiser(GAUSSIAN, VP)
