@@ -43,8 +43,6 @@ def given_plan(config: Mapping[str, Any], n: int | None = None) -> Plan | Cards 
     if fallback not in (None, True, False):
         raise ValueError(f"plan_fallback={fallback!r}: need True or False")
     if held is None:
-        if fallback:
-            raise ValueError("plan_fallback=True is for numbers that plan lacks: give a plan, too")
         return None
     for key, silent in DECIDED.items():
         value = config.get(key)

@@ -30,6 +30,7 @@ class Loop:
         the start alpha = 0.
     training_steps : N, the resolution of the model's times: t = 1 / N is the smallest it knows.
     allotted : the iterations that the loop will make.
+    inverted : whether its network is told N (1 - t), see `PlanScheduler`.
     noise : draws from the call's ``generator``, for stochastic plans.
     planner : makes the plan of a solver and its options, see `plan`.
     """
@@ -39,6 +40,7 @@ class Loop:
     nodes: tuple[Node, ...]
     training_steps: int
     allotted: int
+    inverted: bool
     noise: NoiseSource
     planner: Callable[[str, Mapping[str, Any]], Plan]
 

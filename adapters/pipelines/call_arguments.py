@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,27 @@ def spread(pipe: Any, call_kwargs: Mapping[str, Any], groups: int) -> dict[str, 
     seeds = given if isinstance(given, list) else _one_each(given, prompts)
     call["generator"] = [clone for seed in seeds for clone in _clones(seed, groups)]
     return call
+
+
+STEPS = 10
+"""Of a call whose own steps do not matter."""
+
+
+def for_samples(
+    pipe: Any, call_kwargs: Mapping[str, Any], count: int, prompts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The arguments of a call for ``count`` samples, of ``prompts`` where there are any.
+
+    Raises ValueError for pipelines that do not take so many.
+    """
+    seeded = torch.Generator().manual_seed(0)
+    call = {**call_kwargs, "num_inference_steps": STEPS, "generator": seeded}
+    if prompts:
+        for key, value in call.items():
+            if "prompt" in key and isinstance(value, str):  # a negative one, a second one
+                call[key] = [value] * count
+        return {**call, "prompt": list(prompts)}
+    return spread(pipe, call, count) if count > 1 else call
 
 
 def _repeated(values: Any, groups: int) -> Any:

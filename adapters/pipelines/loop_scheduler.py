@@ -197,6 +197,7 @@ class LoopScheduler(PlanScheduler):
             nodes=self._grid()[begin:],
             training_steps=len(self),
             allotted=allotted,
+            inverted=model.inverted,
             noise=self._draw,
             planner=partial(self._planned, begin),
         )

@@ -65,15 +65,18 @@ class Networks:
                 self.modules[name].forward = forward
         self._forwards.clear()
 
-    def tell(self, times: Times, training_steps: int) -> None:
+    def tell(
+        self, times: Times, training_steps: int, when: Callable[[], bool] = lambda: True
+    ) -> None:
         """From here on replace the one time of each call by a time for each sample.
 
         ``times()`` gives the times (P,) of the samples and the one time that the pipeline was
         told, both in the units of the scheduler's ``timesteps``. A call on k P rows, with k for
-        the prompts and the copies of classifier-free guidance, is told them k times over.
+        the prompts and the copies of classifier-free guidance, is told them k times over. Calls
+        for which ``when()`` is false are told what the pipeline tells them.
         """
         for name, module in self.modules.items():
-            hook = _PerSample(name, _parameters(module), times, training_steps)
+            hook = _PerSample(name, _parameters(module), times, training_steps, when)
             self._tellers.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _counter(self, name: str) -> Callable[..., None]:
@@ -91,13 +94,22 @@ class Networks:
 class _PerSample:
     """A forward pre-hook that gives each sample its own time, in the pipeline's own units."""
 
-    def __init__(self, name: str, parameters: list[str], times: Times, steps: int):
-        self.name, self.times, self.steps = name, times, steps
+    def __init__(
+        self,
+        name: str,
+        parameters: list[str],
+        times: Times,
+        steps: int,
+        when: Callable[[], bool],
+    ):
+        self.name, self.times, self.steps, self.when = name, times, steps, when
         self.states, self.key = parameters[0], _time_argument(parameters)
         self.place = parameters.index(self.key)
         self.units = list(UNITS)  # those that agree with what the pipeline passed so far
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hook:
+        if not self.when():
+            return args, kwargs
         given = kwargs[self.key] if self.key in kwargs else args[self.place]
         states = args[0] if args else kwargs[self.states]
         times, told = self.times()

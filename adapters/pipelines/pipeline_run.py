@@ -23,7 +23,7 @@ from .call_arguments import spread
 from .loop_scheduler import LoopScheduler
 from .networks import Networks
 
-_BEGIN_LATER = ("strength", "denoising_start")
+BEGIN_LATER = ("strength", "denoising_start")
 _MISSING = object()
 
 
@@ -116,7 +116,7 @@ def run_pipeline(
             networks,
             generator=generator,
             whole_timesteps=whole_timesteps,
-            may_begin_later=any(name in parameters for name in _BEGIN_LATER),
+            may_begin_later=any(name in parameters for name in BEGIN_LATER),
         )
         pipe.scheduler = scheduler
         try:

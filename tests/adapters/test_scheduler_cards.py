@@ -124,7 +124,6 @@ WRONG = {
     "solver='ddim'": lambda cards: PlanScheduler(**FLOW, plan=cards, solver="ddim"),
     "begin_index=2": lambda cards: PlanScheduler(**FLOW, plan=cards).set_begin_index(2),
     "plan_fallback='yes'": lambda cards: PlanScheduler(**FLOW, plan=cards, plan_fallback="yes"),
-    "plan_fallback=True is for": lambda cards: PlanScheduler(**FLOW, plan_fallback=True),
     "timesteps and sigmas are those of plan=": lambda cards: PlanScheduler(
         **FLOW, plan=cards, solver=None
     ).step(start(), PlanScheduler(**FLOW).timesteps[0], start()),
