@@ -131,8 +131,9 @@ class Denoiser:
         result = copy(self)
         result.condition = change(self.condition)
         if self.guidance is not None:
-            both = {name: change(getattr(self.guidance, name)) for name in ("condition", "null")}
-            result.guidance = replace(self.guidance, **both)
+            names = ("scale", "condition", "null")
+            parts = {name: change(getattr(self.guidance, name)) for name in names}
+            result.guidance = replace(self.guidance, **parts)
         return result
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:

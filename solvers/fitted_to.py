@@ -78,17 +78,18 @@ class FittedTo:
     def differences(
         self,
         *,
-        guidance: float | None = None,
+        guidance: Sequence[float] = (),
         event: Sequence[int] | None = None,
         prediction: str | None = None,
         shift: float | None = None,
         weights: str | None = None,
     ) -> Iterator[str]:
-        """In what a run on another model differs, in words; None and "" are not compared."""
-        if guidance is not None and self.guidance is not None:
+        """In what a run on another model differs, in words; what is not given is not compared."""
+        if self.guidance is not None:
             low, high = self.guidance
-            if not low - 1e-6 <= guidance <= high + 1e-6:
-                yield f"guidance {guidance:g}, fitted at {self.at_guidance}"
+            beyond = [scale for scale in guidance if not low - 1e-6 <= scale <= high + 1e-6]
+            if beyond:
+                yield f"guidance {beyond[0]:g}, fitted at {self.at_guidance}"
         if event and self.event and tuple(event) != self.event:
             yield f"samples of shape {tuple(event)}, fitted at {self.event}"
         if prediction and self.prediction and prediction != self.prediction:
@@ -117,7 +118,7 @@ def warn_if_other(plan: Plan, denoise: Any, x: Tensor) -> None:
     said: dict[str, Any] = {"event": x.shape[1:]}
     if isinstance(denoise, Denoiser):
         said["prediction"] = denoise.native
-        said["guidance"] = 1.0 if denoise.guidance is None else denoise.guidance.scale
+        said["guidance"] = [1.0] if denoise.guidance is None else denoise.guidance.scales
     warn(plan, model.differences(**said), stacklevel=4)
 
 

@@ -30,7 +30,8 @@ class ClassifierFree:
 
     Parameters
     ----------
-    scale : 1 is the conditional network alone, 0 the unconditional one.
+    scale : 1 is the conditional network alone, 0 the unconditional one. A tensor (B,) has one a
+        sample.
     condition, null : keyword arguments of the two branches. Tensors whose first dimension is the
         batch, or 1, are concatenated row by row, also inside of mappings, lists and tuples;
         everything else is passed on if it is equal in both. Branches that differ in more (numbers,
@@ -42,14 +43,18 @@ class ClassifierFree:
     Raises ValueError for a value outside its range or for branches with different keys.
     """
 
-    scale: float
+    scale: float | Tensor
     condition: Mapping[str, Any] = field(repr=False)
     null: Mapping[str, Any] = field(repr=False)
     rescale: float = 0.0
     interval: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
+        if isinstance(self.scale, Tensor) and self.scale.ndim != 1:
+            raise ValueError(
+                f"scale has shape {tuple(self.scale.shape)}: need a number, or one a sample, (B,)"
+            )
+        if not all(map(math.isfinite, self.scales)):
             raise ValueError(f"scale={self.scale!r}: need a finite number")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale={self.rescale!r}: need a value in [0, 1]")
@@ -61,12 +66,24 @@ class ClassifierFree:
                 f"{sorted(self.condition)}"
             )
 
+    @property
+    def scales(self) -> list[float]:
+        """The scale, or those of the samples."""
+        return self.scale.tolist() if isinstance(self.scale, Tensor) else [self.scale]
+
     def __call__(self, network: Network, x: Tensor, t: Tensor, time: float | Tensor) -> Any:
         """The guided output; ``t`` (B,) is the network's time, ``time`` the schedule's."""
         low, high = self.interval
         times = time if isinstance(time, Tensor) else torch.tensor(time, dtype=torch.float64)
         inside = (times >= low) & (times <= high)
-        if self.scale == 1 or not inside.any():
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            if len(scale) not in (1, len(x)):
+                raise ValueError(f"scale has {len(scale)} entries: need one a sample, {len(x)}")
+            scale = scale.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        elif scale == 1:
+            return network(x, t, **self.condition)
+        if not inside.any():
             return network(x, t, **self.condition)
         together, both = joined(self.null, self.condition, len(x))
         if together:
@@ -75,7 +92,7 @@ class ClassifierFree:
         else:
             null = unwrap(network(x.clone(), t, **self.null))
             cond = unwrap(network(x, t, **self.condition))
-        guided = null + self.scale * (cond - null)
+        guided = null + scale * (cond - null)
         if self.rescale != 0:
             axes = tuple(range(1, x.ndim))
             ratio = cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)

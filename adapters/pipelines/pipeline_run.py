@@ -145,12 +145,12 @@ def run_pipeline(
 
 def _guidance(
     parameters: Mapping[str, inspect.Parameter], call_kwargs: Mapping[str, Any]
-) -> float | None:
-    """The scale of guidance of a call, None where the pipeline has none of that name."""
+) -> tuple[float, ...]:
+    """The scale of guidance of a call; none where the pipeline has no argument of that name."""
     if "guidance_scale" not in parameters:
-        return None
+        return ()
     scale = call_kwargs.get("guidance_scale", parameters["guidance_scale"].default)
-    return float(scale) if isinstance(scale, int | float) else None
+    return (float(scale),) if isinstance(scale, int | float) else ()
 
 
 def _check_loop(

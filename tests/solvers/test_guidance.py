@@ -7,7 +7,15 @@ import pytest
 import torch
 from cases import SCHEDULES, normal
 
-from logsnr.solvers import ClassifierFree, Denoiser, DynamicThreshold
+from logsnr.solvers import (
+    ClassifierFree,
+    Denoiser,
+    DynamicThreshold,
+    VPLinear,
+    make_plan,
+    sample,
+    sample_parallel,
+)
 
 SCHEDULE = SCHEDULES["flow"]
 X = normal(4, 2, 3, 3)
@@ -197,3 +205,33 @@ def test_data_in_range_passes_the_threshold_unchanged():
 def test_bad_thresholds_are_refused_by_name(options, name):
     with pytest.raises(ValueError, match=name):
         DynamicThreshold(**options)
+
+
+def test_a_scale_a_sample_is_that_of_a_run_alone():
+    """Also where the batch is divided, repeated, or evaluated at several times at once."""
+    scales = torch.tensor([1.0, 3.0, 7.5], dtype=torch.float64)
+    labels = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)[:, None]
+
+    def network(x, t, y):
+        return 0.3 * x * y + y + 1e-3 * t[:, None]
+
+    def denoise(scale, y):
+        guided = ClassifierFree(scale, {"y": y}, {"y": torch.zeros_like(y)})
+        return Denoiser(network, VPLinear(), guidance=guided)
+
+    x, plan = torch.randn(3, 4, dtype=torch.float64), make_plan("unipc", VPLinear(), nfe=4)
+    together = denoise(scales, labels)
+    alone = [
+        sample(denoise(scale, labels[i : i + 1]), x[i : i + 1], plan)
+        for i, scale in enumerate(scales.tolist())
+    ]
+    torch.testing.assert_close(sample(together, x, plan), torch.cat(alone))
+    rows = torch.tensor([2, 0])
+    part = sample(together.for_samples(rows, 3), x[rows], plan)
+    torch.testing.assert_close(part, torch.cat(alone)[rows])
+    at_once, _ = sample_parallel(together, x, plan)
+    torch.testing.assert_close(at_once, torch.cat(alone))
+    with pytest.raises(ValueError, match="scale has 3 entries: need one a sample, 2"):
+        sample(together, x[:2], plan)
+    with pytest.raises(ValueError, match=r"scale has shape \(3, 1\)"):
+        denoise(scales[:, None], labels)
