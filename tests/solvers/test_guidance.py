@@ -187,9 +187,9 @@ def test_dynamic_threshold(ratio, maximum, dtype):
     x0 = (torch.tensor([0.1, 1.0, 2.0, 5.0])[:, None, None, None] * X).to(dtype)
     result = DynamicThreshold(ratio, maximum)(x0)
     assert result.dtype == dtype and result.abs().max() <= 1
-    for sample, clipped in zip(x0.double().numpy(), result.double().numpy(), strict=True):
-        s = min(max(1.0, np.quantile(np.abs(sample), ratio)), maximum)
-        expected = np.clip(sample, -s, s) / s
+    for state, clipped in zip(x0.double().numpy(), result.double().numpy(), strict=True):
+        s = min(max(1.0, np.quantile(np.abs(state), ratio)), maximum)
+        expected = np.clip(state, -s, s) / s
         np.testing.assert_allclose(clipped, expected, atol=8 * torch.finfo(dtype).eps)
 
 
