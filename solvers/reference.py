@@ -5,21 +5,26 @@ r = sqrt(alpha^2 + sigma^2) and a = alpha / r, it needs the data prediction alon
 of the schedule, and it stays bounded at both ends:
 
     du / d lambda = a (x0 - a u)
+
+With a Brownian path, `reference_solution` solves the reverse SDE instead (`sde_reference`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .brownian import BrownianPath
 from .denoiser import Denoiser, check_start
 from .grids import check_range, node_at
 from .methods.multistep import first_order
 from .plan import DATA, Node
 from .schedules import NoiseSchedule
+from .sde_reference import sde_solution
 
 LAM_LIMIT = 12.0
 """Where lambda is infinite, integration stops here: sigma/alpha = 6e-6."""
@@ -34,9 +39,15 @@ def reference_solution(
     t_start: float | None = None,
     t_end: float | None = None,
     rtol: float | None = None,
-    method: str = "dopri5",
+    method: str | None = None,
+    noise: BrownianPath | None = None,
+    eta: float | None = None,
+    steps: int | None = None,
 ) -> tuple[Tensor, float]:
     """Endpoint of the probability-flow ODE from x_T (B, *event) at t_start, and its error bar.
+
+    With ``noise``, that of the reverse SDE on this Brownian path (see `sde_reference`), which a
+    plan with ``noise=path`` converges to if its noise is of the same clock and strength.
 
     Parameters
     ----------
@@ -46,7 +57,14 @@ def reference_solution(
         exact in that limit, covers the rest.
     rtol : relative and absolute tolerance of the solution that is returned; default 1e-9 for
         float64 and 1e-5 for other states. A second run at 10 rtol gives the error bar.
-    method : an adaptive method of torchdiffeq.
+    method : an adaptive method of torchdiffeq; default "dopri5". Like rtol, of the ODE alone.
+    noise : a path of one of the clocks of `noise_terms`, over the whole range. Where sigma = 0 at
+        the end, the integration stops at the last reading that the path tells from 0. Only
+        eta = 1 on a path of clock "snr" from 0 can start at alpha = 0.
+    eta : strength of the noise, > 0: its variance over d lambda is 2 eta^2 sigma^2; default 1, the
+        reversed forward process. Like steps, of the SDE alone.
+    steps : about how many steps to take, by a method of strong order 1.5 with two evaluations a
+        step; default 32 a unit of lambda. A second run with half as many gives the error bar.
 
     Returns (solution like x_T, error bar): the bar is the root mean square, over all entries, of
     the difference between the two runs: the error of the looser run, and so amply that of the
@@ -63,6 +81,15 @@ def reference_solution(
     start = schedule.t_start if t_start is None else float(t_start)
     end = schedule.t_end if t_end is None else float(t_end)
     check_range(schedule, start, end)
+    if noise is not None:
+        if not isinstance(noise, BrownianPath):
+            raise ValueError(f"noise={noise!r}: need a BrownianPath, which any step can ask")
+        _refuse("noise: its SDE is solved in fixed steps", {"rtol": rtol, "method": method})
+        nodes = node_at(schedule, start), node_at(schedule, end)
+        strength = 1.0 if eta is None else eta
+        return sde_solution(denoise, x_T, schedule, *nodes, noise, eta=strength, steps=steps)
+    _refuse("no noise: that is for an SDE", {"eta": eta, "steps": steps})
+    method = "dopri5" if method is None else method
     if rtol is None:
         rtol = 1e-9 if x_T.dtype == torch.float64 else 1e-5
     if not 0 < rtol < 0.1:
@@ -89,6 +116,12 @@ def reference_solution(
 
     fine, coarse = solve(rtol), solve(10 * rtol)
     return fine, float((fine - coarse).double().square().mean().sqrt())
+
+
+def _refuse(reason: str, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} was given with {reason}")
 
 
 def _first_order(denoise: Callable, x: Tensor, start: Node, end: Node) -> Tensor:

@@ -14,7 +14,7 @@ import typer
 from logsnr.benchmarks.cli.command_line import file, json_value, options, progress, working
 
 if TYPE_CHECKING:
-    from logsnr.benchmarks.studies.orders import Measurement
+    from logsnr.benchmarks.reports.order_table import Measured
 
 Job = tuple[str, dict[str, Any]]
 """(solver, options)"""
@@ -40,6 +40,9 @@ def order(
     grid: Annotated[
         str, typer.Option(help="Where the steps lie: logsnr, uneven, ratio.")
     ] = "logsnr",
+    paths: Annotated[
+        int, typer.Option(min=0, help="Paths that are drawn for the weak order of a method.")
+    ] = 65536,
     out: Annotated[Path | None, typer.Option(help="Write the log-log plot to this file.")] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Write the table between the markers of this page.")
@@ -48,13 +51,14 @@ def order(
 ) -> None:
     """Measure the order of solvers and print it beside the order they declare.
 
-    Local order: one step from exact history. Global order: a whole run from an exact start. Both
-    are the smaller of two problems with known solutions, a Gaussian and a mixture of Gaussians.
+    Local order: one step from exact history. Global order: a whole run from an exact start. With
+    noise, strong order: the same Brownian path; weak order: the moments. All are the smaller of
+    two problems with known solutions, a Gaussian and a mixture of Gaussians.
 
     Example: logsnr order --solver unipc --solver adams --set order=3 --out orders.png
     """
     from logsnr.benchmarks.reports.order_table import plot, record, write_page
-    from logsnr.benchmarks.studies.orders import check, measure
+    from logsnr.benchmarks.studies.orders import check, measure_any
     from logsnr.solvers import SOLVERS
 
     with options(), current_folder():
@@ -63,10 +67,10 @@ def order(
             check(name, grid=grid, **chosen)
         file(out)
         file(markdown, "markdown")
-    measured: list[Measurement] = []
+    measured: list[Measured] = []
     with working(), options(), current_folder(), progress(len(jobs), "methods") as update:
         for name, chosen in jobs:
-            measured.append(measure(name, grid=grid, **chosen))
+            measured.append(measure_any(name, grid=grid, paths=paths, **chosen))
             update(len(measured), name)
     with working():
         if out is not None:
@@ -111,7 +115,7 @@ def jobs_of(
 
     Raises ValueError for settings of a solver that is not among ``names``.
     """
-    from logsnr.benchmarks.studies.orders import variations
+    from logsnr.benchmarks.studies.solver_methods import variations
 
     for owner in settings:
         if owner is not None and owner not in names:
@@ -122,22 +126,24 @@ def jobs_of(
     return [
         (name, found)
         for name, wanted in chosen.items()
-        for found in variations(name)
+        for noisy in (False, True)
+        for found in variations(name, noisy=noisy)
         if all(found.get(key) == value for key, value in wanted.items())
     ]
 
 
-def print_table(measured: Sequence[Measurement]) -> None:
-    """A line a method."""
+def print_table(measured: Sequence[Measured]) -> None:
+    """A line a method, of methods without noise and of those with noise in two tables."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from logsnr.benchmarks.reports.order_table import COLUMNS, cells
+    from logsnr.benchmarks.reports.order_table import cells, tables
 
-    table = Table(box=SIMPLE)
-    for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
-    for entry in measured:
-        table.add_row(*cells(entry))
-    Console().print(table)
+    for columns, entries in tables(measured):
+        table = Table(box=SIMPLE)
+        for i, name in enumerate(columns):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
+        for entry in entries:
+            table.add_row(*cells(entry))
+        Console().print(table)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..studies.orders import Curve, Measurement, full_options, resolve
+from ..studies.curves import Curve
+from ..studies.orders import Measurement
+from ..studies.sde_orders import SdeMeasurement
+from ..studies.solver_methods import full_options, resolve
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- begin measured orders -->", "<!-- end measured orders -->"
 COLUMNS = ("solver", "options", "grid", "declared", "local", "global")
+SDE_BEGIN, SDE_END = "<!-- begin measured SDE orders -->", "<!-- end measured SDE orders -->"
+SDE_COLUMNS = ("solver", "options", "declared strong", "strong", "declared weak", "weak")
+
+Measured = Measurement | SdeMeasurement
 
 
 def label(solver: str, options: Mapping[str, Any]) -> str:
@@ -24,61 +33,93 @@ def label(solver: str, options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={full[key]}" for key in shown)
 
 
-def cells(entry: Measurement) -> list[str]:
-    """The entries of `COLUMNS`."""
-    declared = "-" if entry.declared is None else str(entry.declared)
-    orders = (f"{value:.2f}" for value in (entry.local_order, entry.global_order))
-    return [entry.solver, label(entry.solver, entry.options), entry.grid, declared, *orders]
+def cells(entry: Measured) -> list[str]:
+    """The entries of `COLUMNS`, or of `SDE_COLUMNS` for a method that adds noise."""
+    head = [entry.solver, label(entry.solver, entry.options)]
+    orders = [f"{value:.2f}" for value in entry.orders.values()]
+    if isinstance(entry, Measurement):
+        return [*head, entry.grid, _declared(entry.declared), *orders]
+    declared = map(_declared, entry.expected.values())
+    return head + [cell for pair in zip(declared, orders, strict=True) for cell in pair]
 
 
-def write_page(page: Path, measured: Sequence[Measurement]) -> None:
-    """Put the table between the markers of a Markdown page; ValueError if it has none."""
+def _declared(order: float | None) -> str:
+    return "-" if order is None else f"{order:g}"
+
+
+def tables(measured: Sequence[Measured]) -> list[tuple[tuple[str, ...], list[Measured]]]:
+    """(columns, entries) of the methods without and of those with noise, if there are any."""
+    groups: dict[tuple[str, ...], list[Measured]] = {COLUMNS: [], SDE_COLUMNS: []}
+    for entry in measured:
+        groups[COLUMNS if isinstance(entry, Measurement) else SDE_COLUMNS].append(entry)
+    return [(columns, entries) for columns, entries in groups.items() if entries]
+
+
+def write_page(page: Path, measured: Sequence[Measured]) -> None:
+    """Put the tables between their markers of a Markdown page; ValueError if it has none."""
     text = page.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}")
-    rows = [COLUMNS, ["---"] * 3 + ["--:"] * 3, *map(cells, measured)]
-    lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
-    page.write_text(f"{head}{BEGIN}\n\n{lines}\n{END}{tail}")
+    for columns, entries in tables(measured):
+        first, last = (BEGIN, END) if columns == COLUMNS else (SDE_BEGIN, SDE_END)
+        head, begin, rest = text.partition(first)
+        _, end, tail = rest.partition(last)
+        if not (begin and end):
+            raise ValueError(f"{page} needs the lines {first} and {last}")
+        left = 3 if columns == COLUMNS else 2
+        rule = ["---"] * left + ["--:"] * (len(columns) - left)
+        rows = [columns, rule, *map(cells, entries)]
+        lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
+        text = f"{head}{first}\n\n{lines}\n{last}{tail}"
+    page.write_text(text)
 
 
-def record(entry: Measurement) -> dict[str, Any]:
-    """A measurement as JSON values."""
+def record(entry: Measured) -> dict[str, Any]:
+    """A measurement as JSON values; what could not be measured is None."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
 
     def curves(found: Mapping[str, Curve]) -> dict[str, Any]:
-        return {name: asdict(curve) | {"slope": curve.slope} for name, curve in found.items()}
+        return {
+            name: asdict(curve) | {"slope": finite(curve.slope)} for name, curve in found.items()
+        }
 
-    return {
+    content: dict[str, Any] = {
         "solver": entry.solver,
         "options": dict(entry.options),
         "grid": entry.grid,
-        "declared": entry.declared,
-        "local_order": entry.local_order,
-        "global_order": entry.global_order,
-        "local": curves(entry.local),
-        "global": curves(entry.global_),
     }
+    if isinstance(entry, Measurement):
+        content["declared"] = entry.declared
+    else:
+        content |= {f"declared_{kind}": value for kind, value in entry.expected.items()}
+    content |= {f"{kind}_order": finite(value) for kind, value in entry.orders.items()}
+    return content | {kind: curves(found) for kind, found in entry.curves.items()}
 
 
-def plot(measured: Sequence[Measurement]) -> Figure:
+def plot(measured: Sequence[Measured]) -> Figure:
     """Errors over step size on the mixture, with the declared slopes dashed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2), ("local", "global"), strict=True):
-        for i, entry in enumerate(measured):
-            curves = entry.local if kind == "local" else entry.global_
-            curve, colour = curves["mixture"], f"C{i % 10}"
-            name = f"{entry.solver} {label(entry.solver, entry.options)}"
-            axes.loglog(curve.h, curve.errors, "o-", color=colour, label=name)
-            if entry.declared is not None:
-                slope = entry.declared + (kind == "local")
-                line = [curve.errors[0] * (h / curve.h[0]) ** slope for h in curve.h]
-                axes.loglog(curve.h, line, "--", color=colour, alpha=0.5)
-        axes.set_title(f"{kind} error (dashed: declared order)")
-        axes.set_xlabel("step size h in lambda")
-        axes.set_ylabel("rms error")
-        axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=7)
+    groups = [entries for _, entries in tables(measured)]
+    figure = Figure(figsize=(10, 4.5 * len(groups)), layout="constrained")
+    grid = figure.subplots(len(groups), 2, squeeze=False)
+    for axes_of_group, entries in zip(grid, groups, strict=True):
+        for axes, kind in zip(axes_of_group, entries[0].curves, strict=True):
+            _draw(axes, kind, entries)
+        axes_of_group[-1].legend(fontsize=7)
     return figure
+
+
+def _draw(axes: Axes, kind: str, entries: Sequence[Measured]) -> None:
+    for i, entry in enumerate(entries):
+        curve, declared, colour = entry.curves[kind]["mixture"], entry.expected[kind], f"C{i % 10}"
+        name = f"{entry.solver} {label(entry.solver, entry.options)}"
+        axes.loglog(curve.h, curve.errors, "o-", color=colour, label=name)
+        if declared is not None:
+            slope = declared + (kind == "local")
+            line = [curve.errors[0] * (h / curve.h[0]) ** slope for h in curve.h]
+            axes.loglog(curve.h, line, "--", color=colour, alpha=0.5)
+    axes.set_title(f"{kind} error (dashed: declared order)")
+    axes.set_xlabel("step size h in lambda")
+    axes.set_ylabel("rms error")
+    axes.grid(True, which="major", alpha=0.3)

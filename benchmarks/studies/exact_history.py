@@ -28,18 +28,23 @@ SCHEDULE = VPLinear()
 STARTS = 32
 
 
-@lru_cache(maxsize=1)
-def exact_flows() -> list[tuple[Problem, Flow]]:
-    """The two problems, each with exact solutions from random start states."""
-    generator = torch.Generator().manual_seed(0)
+def problems() -> tuple[Gaussian, Mixture]:
+    """The two problems: a linear and a nonlinear one."""
     gaussian = Gaussian(torch.linspace(-1, 1, 6), torch.logspace(-0.7, 0.3, 6))
     means = torch.tensor([[1.0, 0.4, -0.6], [-0.8, 0.5, 0.3], [0.1, -1.1, 0.2]])
     mixture = Mixture(
         torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), means, torch.tensor([0.5, 0.35, 0.6])
     )
+    return gaussian, mixture
+
+
+@lru_cache(maxsize=1)
+def exact_flows() -> list[tuple[Problem, Flow]]:
+    """The two problems, each with exact solutions from random start states."""
+    generator = torch.Generator().manual_seed(0)
     start = _node(-4.6)
     flows: list[tuple[Problem, Flow]] = []
-    for problem in (gaussian, mixture):
+    for problem in problems():
         x0 = problem.draw(STARTS, generator)
         noise = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
         x = start.alpha * x0 + start.sigma * noise

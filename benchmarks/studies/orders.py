@@ -19,49 +19,25 @@ anyone's tests.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
-import numpy as np
-import torch
+from logsnr.solvers import SOLVERS, Grid, Plan
+from logsnr.solvers.registry import Build
 
-from logsnr.solvers import SOLVERS, Grid, Plan, Row
-from logsnr.solvers.grids import nodes_at_lams
-from logsnr.solvers.registry import Build, find_solver, implied
-
+from .curves import Curve
 from .exact_history import SCHEDULE, exact_flows, mean_square_error, steady_steps
+from .sde_orders import PATHS, SdeMeasurement, measure_sde
+from .solver_methods import GRIDS, full_options, offsets, plan_of_steps, resolve, show
 
 LAM_RANGE = (-2.0, 2.0)
 PLACES = (-1.5, -0.5, 0.5, 1.5)
 STEP_SIZES = (0.1, 0.05, 0.025, 0.0125, 0.00625)
 STEP_COUNTS = (80, 160, 320)
-FLOOR = 1e-12
-"""Smaller errors are not used: rounding and the reference's own error blur them."""
-GRIDS = ("logsnr", "ratio", "uneven")
-_INTERVALS = 12  # of the grids of local order: enough history, and whole blocks of 1, 2, 3, 4
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Errors over step sizes h in lambda, both falling, and the slope at the fine end."""
-
-    h: tuple[float, ...]
-    errors: tuple[float, ...]
-
-    @property
-    def slope(self) -> float:
-        """d log(error) / d log(h) between the finest two usable points; inf without an error."""
-        usable = [(h, e) for h, e in zip(self.h, self.errors, strict=True) if e > FLOOR]
-        if len(usable) < 2:
-            return math.inf
-        (h0, e0), (h1, e1) = usable[-2:]
-        return math.log(e0 / e1) / math.log(h0 / h1)
+ASSERTED_PATHS = 256
 
 
 @dataclass(frozen=True)
@@ -88,6 +64,21 @@ class Measurement:
     def global_order(self) -> float:
         """The smallest order over the problems, over a fixed range of lambda."""
         return min(curve.slope for curve in self.global_.values())
+
+    @property
+    def curves(self) -> dict[str, Mapping[str, Curve]]:
+        """The curves by kind."""
+        return {"local": self.local, "global": self.global_}
+
+    @property
+    def orders(self) -> dict[str, float]:
+        """The measured orders by kind."""
+        return {"local": self.local_order, "global": self.global_order}
+
+    @property
+    def expected(self) -> dict[str, int | None]:
+        """The declared order by kind."""
+        return dict.fromkeys(self.orders, self.declared)
 
 
 def measure(
@@ -123,106 +114,82 @@ def measure(
 
 
 def check(solver: str | Build, *, grid: str = "logsnr", **options: Any) -> None:
-    """Raise what `measure` would raise for its arguments, before anything is measured."""
-    _build(_prepared(solver, grid, options), 0.1, grid)
+    """Raise what `measure_any` would raise for its arguments, before anything is measured."""
+    _adds_noise(solver, grid, options)
+
+
+def measure_any(
+    solver: str | Build, *, grid: str = "logsnr", paths: int = PATHS, **options: Any
+) -> Measurement | SdeMeasurement:
+    """`measure`, or `measure_sde` with so many ``paths`` if the plan adds noise."""
+    if _adds_noise(solver, grid, options):
+        return measure_sde(solver, grid=grid, paths=paths, **options)
+    return measure(solver, grid=grid, **options)
 
 
 def assert_order(
     solver: str | Build,
     expected: int | None = None,
-    tolerance: float = 0.2,
+    tolerance: float | None = None,
     *,
     grid: str = "logsnr",
+    strong: float | None = None,
+    weak: float | None = None,
+    paths: int = ASSERTED_PATHS,
     **options: Any,
 ) -> None:
-    """AssertionError unless local and global order are within ``tolerance`` of ``expected``.
+    """AssertionError unless the measured orders are those expected, by default those declared.
 
-    ``expected`` is by default what a registered solver declares. See `measure` for the rest:
+    Parameters
+    ----------
+    expected : the local and global order of a deterministic method.
+    tolerance : of each order; default 0.2, and 0.25 for a method that adds noise.
+    strong, weak : the orders of a method that adds noise. One that neither the solver declares
+        nor the call gives is not asserted.
+    paths : see `measure_sde`; by default few, so that weak errors are told on Gaussian data alone.
+
+    See `measure` for the rest:
 
         assert_order("unipc", order=2, corrector=False)     # a registered solver
         assert_order(my_solver, expected=2)                 # your own (grid, nfe) -> Plan
+        assert_order("ddim", eta=1.0)                       # one that adds noise
+        assert_order(my_sampler, strong=1, weak=2)
+
+    Raises ValueError if there is nothing to expect, or what is expected is of the other kind.
     """
-    measured = measure(solver, grid=grid, **options)
-    order = measured.declared if expected is None else expected
-    if order is None:
-        raise ValueError(f"expected is missing: {measured.solver} declares no order")
-    found = {"local": measured.local_order, "global": measured.global_order}
-    wrong = {kind: value for kind, value in found.items() if not abs(value - order) <= tolerance}
+    noisy = _adds_noise(solver, grid, options)
+    given = {"expected": expected, "strong": strong, "weak": weak}
+    kinds = ("strong", "weak") if noisy else ("expected",)
+    for key, value in given.items():
+        if value is not None and key not in kinds:
+            state = "adds noise" if noisy else "adds no noise"
+            raise ValueError(f"{key}={value!r}: the plan {state}; give {' and '.join(kinds)}")
+    measured = measure_any(solver, grid=grid, paths=paths, **options)
+    wanted: dict[str, float] = {}
+    for kind, declared in measured.expected.items():
+        value = given[kind] if noisy else expected
+        value = declared if value is None else value
+        if value is not None:
+            wanted[kind] = value
+    if not wanted:
+        raise ValueError(f"{kinds[0]} is missing: {measured.solver} declares no order")
+    if tolerance is None:
+        tolerance = 0.25 if noisy else 0.2
+    found = measured.orders
+    wrong = [kind for kind, value in wanted.items() if not abs(found[kind] - value) <= tolerance]
     assert not wrong, (
-        f"{measured.solver}({_show(measured.options)}) on the {grid!r} grid: "
+        f"{measured.solver}({show(measured.options)}) on the {grid!r} grid: "
         + ", ".join(f"{kind} order {value:.2f}" for kind, value in found.items())
-        + f", expected {order} within {tolerance}"
+        + f", expected {' and '.join(f'{value:g}' for value in dict.fromkeys(wanted.values()))}"
+        + f" within {tolerance}"
     )
 
 
-CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "order": (1, 2, 3, 4),
-    "space": ("data", "noise"),
-    "steps": ("multistep", "singlestep", "singlestep_fixed"),
-    "variant": ("bh1", "bh2", "vary_coeff", "tab", "rhoab", "rhork", "fixed", "variable"),
-    "solver_type": ("dpmsolver", "taylor"),
-    "weights": ("published", "taylor"),
-    "corrector": (True, False),
-    "p_pseudo": (False, True),
-    "c_pseudo": (True, False),
-}
-"""The options that distinguish methods, wherever a solver has them."""
-
-
-def variations(name: str) -> list[dict[str, Any]]:
-    """The options of every different method that a registered solver offers.
-
-    All combinations of `CHOICES` that the solver accepts, each method once: combinations whose
-    plans are equal row by row are one method.
-    """
-    build, defaults = find_solver(name).build, find_solver(name).defaults
-    # The default first, so that of equal methods the one with fewer settings is kept.
-    offered = {
-        key: values if key == "order" else tuple(dict.fromkeys((defaults[key], *values)))
-        for key, values in CHOICES.items()
-        if key in defaults
-    }
-    seen: list[tuple[Row, ...]] = []
-    found: list[dict[str, Any]] = []
-    for values in product(*offered.values()):
-        options = dict(zip(offered, values, strict=True))
-        try:
-            rows = _build(partial(build, **full_options(name, build, options)), 0.1, "uneven").rows
-        except ValueError:  # not offered in this combination
-            continue
-        if rows not in seen:
-            seen.append(rows)
-            found.append(options)
-    return found
-
-
-def resolve(solver: str | Build) -> tuple[str, Build]:
-    """(name, function) of a registered solver, of "module:function", or of a function."""
-    if not isinstance(solver, str):
-        return getattr(solver, "__name__", "solver"), solver
-    if ":" not in solver:
-        name, preset = implied(solver)
-        return name, partial(SOLVERS[name].build, **preset) if preset else SOLVERS[name].build
-    module, _, function = solver.partition(":")
-    try:
-        return solver, getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as problem:
-        raise ValueError(f"solver={solver!r}: {problem}") from problem
-
-
-def full_options(name: str, build: Build, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` over the function's own defaults, with ``lower_order_final`` off."""
-    parameters = inspect.signature(build).parameters.values()
-    full = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for key in options:
-        if key not in full:
-            raise ValueError(
-                f"{key}={options[key]!r} is not an option of {name!r}: it has "
-                f"{', '.join(sorted(full)) or 'none'}"
-            )
-    if "lower_order_final" in full:
-        full["lower_order_final"] = False
-    return {**full, **options}
+def _adds_noise(solver: str | Build, grid: str, options: Mapping[str, Any]) -> bool:
+    plan = plan_of_steps(_prepared(solver, grid, options), 0.1, grid)
+    if not plan.stochastic:
+        _checked(plan)
+    return plan.stochastic
 
 
 def _checked(plan: Plan) -> Plan:
@@ -232,33 +199,17 @@ def _checked(plan: Plan) -> Plan:
     return plan
 
 
-def _offsets(grid: str, h: float) -> np.ndarray:
-    """Lambda of the nodes of a grid with step size about h, up to a constant."""
-    count = np.arange(_INTERVALS + 1)
-    if grid == "ratio":  # sigma / alpha falls by h / 4 of its first value
-        return -np.log1p(-0.25 * h * count)
-    if grid == "uneven":
-        return h * (count + 0.2 * np.sin(2.0 * count))
-    return h * count
-
-
-def _build(build: Build, h: float, grid: str, start: float = -2.0) -> Plan:
-    lams = start + _offsets(grid, h)
-    nodes = tuple(nodes_at_lams(SCHEDULE, torch.as_tensor(lams)))
-    return _checked(build(Grid(SCHEDULE, nodes[0].t, nodes[-1].t, explicit=nodes), None))
-
-
 def local_errors(solver: str | Build, *, grid: str = "logsnr", **options: Any) -> dict[str, Curve]:
     """Errors of one step with exact history, for each problem; arguments as in `measure`."""
     build = _prepared(solver, grid, options)
     # The grid is moved so that the measured step, wherever the plan has it, starts at the place.
-    trial = _build(build, 1.0, "logsnr")
+    trial = _checked(plan_of_steps(build, 1.0, "logsnr"))
     start = round(trial.rows[steady_steps(trial)[-1].first].node.lam)
     sizes: list[float] = []
     plans: list[list[Plan]] = []
     for h in STEP_SIZES:
-        shift = _offsets(grid, h)[start]
-        plans.append([_build(build, h, grid, place - shift) for place in PLACES])
+        shift = offsets(grid, h)[start]
+        plans.append([plan_of_steps(build, h, grid, place - shift) for place in PLACES])
         rows, step = plans[-1][0].rows, steady_steps(plans[-1][0])[-1]
         sizes.append(rows[step.last].node.lam - rows[step.first].node.lam)
     curves = {}
@@ -305,7 +256,3 @@ def _prepared(solver: str | Build, grid: str, options: Mapping[str, Any]) -> Bui
         raise ValueError(f"grid={grid!r}: choose one of {', '.join(GRIDS)}")
     name, build = resolve(solver)
     return partial(build, **full_options(name, build, options))
-
-
-def _show(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in options.items())

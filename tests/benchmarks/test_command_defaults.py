@@ -24,7 +24,7 @@ DECLARED: dict[str, tuple[Callable[..., Any], ...]] = {
     "nfe": (Study, open_pipeline),
     "parallel": (parallel.Settings,),
     "ems": (statistics, open_pipeline, estimate_ems),
-    "order": (orders.measure,),
+    "order": (orders.measure_any,),
 }
 OWN = {
     # What a command decides, or says otherwise than whom it hands it on to.

@@ -12,16 +12,10 @@ from typer.testing import CliRunner
 from logsnr.benchmarks.cli.order import order
 from logsnr.benchmarks.problems.analytic import Gaussian, Mixture, exact_denoiser
 from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label
-from logsnr.benchmarks.studies.orders import (
-    Curve,
-    assert_order,
-    exact_flows,
-    full_options,
-    local_errors,
-    measure,
-    resolve,
-    variations,
-)
+from logsnr.benchmarks.studies.curves import Curve
+from logsnr.benchmarks.studies.exact_history import exact_flows
+from logsnr.benchmarks.studies.orders import assert_order, local_errors, measure
+from logsnr.benchmarks.studies.solver_methods import full_options, resolve, variations
 from logsnr.solvers import DATA, SOLVERS, Node, Plan, VPLinear, reference_solution
 from logsnr.solvers.methods.multistep import first_order, multistep
 
@@ -40,13 +34,14 @@ def test_declared_order_is_the_local_and_the_global_order(method):
 
 
 def test_every_solver_is_measured_in_every_space_and_order_it_has():
-    measured = {name for name, _ in METHODS}
-    assert measured == set(SOLVERS)
+    noisy = [(name, options) for name in SOLVERS for options in variations(name, noisy=True)]
+    methods = METHODS + noisy
+    assert {name for name, _ in methods} == set(SOLVERS)
     for name, solver in SOLVERS.items():
         for key in ("space", "order", "steps"):
             if key not in solver.defaults:
                 continue
-            values = {options[key] for found, options in METHODS if found == name}
+            values = {options[key] for found, options in methods if found == name}
             assert solver.defaults[key] in values
             assert len(values) > 1
 
