@@ -209,7 +209,10 @@ class _Driver:
         self.shape = like.flatten(1).shape
 
     def __call__(self, t0: Tensor, t1: Tensor, return_U: bool = False) -> Any:
-        start, end = self.sign * float(t0), self.sign * float(t1)
+        # Readings at the path's own ends are off by rounding.
+        start, end = (
+            min(max(self.sign * float(t), self.path.start), self.path.end) for t in (t0, t1)
+        )
         h = abs(end - start)
         term = Noise(1.0, start, end, self.path.clock)
         w = self.path(term, self.like).flatten(1) * math.sqrt(h)

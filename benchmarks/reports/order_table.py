@@ -56,20 +56,46 @@ def tables(measured: Sequence[Measured]) -> list[tuple[tuple[str, ...], list[Mea
 
 
 def write_page(page: Path, measured: Sequence[Measured]) -> None:
-    """Put the tables between their markers of a Markdown page; ValueError if it has none."""
+    """Put the rows of the measured solvers into the tables between a Markdown page's markers.
+
+    Rows of other solvers stay. Raises ValueError for a page without the markers.
+    """
     text = page.read_text()
     for columns, entries in tables(measured):
         first, last = (BEGIN, END) if columns == COLUMNS else (SDE_BEGIN, SDE_END)
         head, begin, rest = text.partition(first)
-        _, end, tail = rest.partition(last)
+        old, end, tail = rest.partition(last)
         if not (begin and end):
             raise ValueError(f"{page} needs the lines {first} and {last}")
         left = 3 if columns == COLUMNS else 2
         rule = ["---"] * left + ["--:"] * (len(columns) - left)
-        rows = [columns, rule, *map(cells, entries)]
+        rows = [columns, rule, *_merged(rows_of(old)[1:], [cells(entry) for entry in entries])]
         lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
         text = f"{head}{first}\n\n{lines}\n{last}{tail}"
     page.write_text(text)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, its header first."""
+    lines = (line.strip() for line in table.splitlines())
+    rows = (line[1:-1].split(" | ") for line in lines if line.startswith("|"))
+    cells = [[cell.strip() for cell in row] for row in rows]
+    return [row for row in cells if not row[0].startswith("---")]
+
+
+def _merged(old: list[list[str]], new: list[list[str]]) -> list[list[str]]:
+    """``new`` in the place of the rows of its solvers, those of solvers not in ``old`` last."""
+    waiting: dict[str, list[list[str]]] = {}
+    for row in new:
+        waiting.setdefault(row[0], []).append(row)
+    replaced = set(waiting)
+    merged: list[list[str]] = []
+    for row in old:
+        if row[0] in replaced:
+            merged += waiting.pop(row[0], [])
+        else:
+            merged.append(row)
+    return merged + [row for rows in waiting.values() for row in rows]
 
 
 def record(entry: Measured) -> dict[str, Any]:

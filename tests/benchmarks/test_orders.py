@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from logsnr.benchmarks.cli.order import order
 from logsnr.benchmarks.problems.analytic import Gaussian, Mixture, exact_denoiser
-from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label
+from logsnr.benchmarks.reports.order_table import BEGIN, COLUMNS, END, label, rows_of
 from logsnr.benchmarks.studies.curves import Curve
 from logsnr.benchmarks.studies.exact_history import exact_flows
 from logsnr.benchmarks.studies.orders import assert_order, local_errors, measure
@@ -169,11 +169,7 @@ def test_the_denoiser_of_a_mixture_is_the_posterior_mean():
 def test_the_page_lists_every_method_with_its_declared_order():
     text = PAGE.read_text()
     table = text[text.index(BEGIN) : text.index(END)]
-    rows = [
-        tuple(cell.strip() for cell in line.strip("| \n").split(" | "))
-        for line in table.splitlines()
-        if line.startswith("| ") and "---" not in line
-    ]
+    rows = [tuple(row) for row in rows_of(table)]
     assert rows[0] == COLUMNS
     listed = {(solver, options): declared for solver, options, _, declared, _, _ in rows[1:]}
     declared = {

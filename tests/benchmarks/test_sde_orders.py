@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from logsnr.benchmarks.cli.order import order
 from logsnr.benchmarks.problems.analytic import Gaussian, exact_denoiser
-from logsnr.benchmarks.reports.order_table import SDE_BEGIN, SDE_COLUMNS, SDE_END, label
+from logsnr.benchmarks.reports.order_table import SDE_BEGIN, SDE_COLUMNS, SDE_END, label, rows_of
 from logsnr.benchmarks.studies.coupled_noise import CoupledNoise
 from logsnr.benchmarks.studies.curves import Curve
 from logsnr.benchmarks.studies.gaussian_law import mean_square_difference, response
@@ -145,8 +145,12 @@ def test_a_step_has_the_increments_of_its_halves():
     like = torch.zeros(3, 2, dtype=torch.float64)
     fine, coarse = ([row.noise[0].key for row in plan.rows[1:]] for plan in plans)
     for k, term in enumerate(coarse):
-        halves = [noise(half, like) for half in fine[2 * k : 2 * k + 2]]
-        torch.testing.assert_close(noise(term, like), sum(halves) / math.sqrt(2))
+        halves = [increment(noise, half, like) for half in fine[2 * k : 2 * k + 2]]
+        torch.testing.assert_close(increment(noise, term, like), sum(halves))
+
+
+def increment(noise, term, like):
+    return noise(term, like) * math.sqrt(term.end - term.start)
 
 
 def test_a_sampled_error_counts_only_if_it_is_told_from_zero():
@@ -168,11 +172,7 @@ def test_requests_of_the_other_kind_are_refused():
 def test_the_page_lists_every_method_with_its_declared_orders():
     text = PAGE.read_text()
     table = text[text.index(SDE_BEGIN) : text.index(SDE_END)]
-    rows = [
-        tuple(cell.strip() for cell in line.strip("| \n").split(" | "))
-        for line in table.splitlines()
-        if line.startswith("| ") and "---" not in line
-    ]
+    rows = [tuple(row) for row in rows_of(table)]
     assert rows[0] == SDE_COLUMNS
     listed = {(row[0], row[1]): (row[2], row[4]) for row in rows[1:]}
     declared = {}
@@ -189,7 +189,8 @@ def test_command_prints_both_kinds(tmp_path):
     app = Typer()
     app.command()(order)
     page, plot = tmp_path / "page.md", tmp_path / "orders.png"
-    page.write_text(f"before\n{SDE_BEGIN}\nold\n{SDE_END}\nafter\n")
+    old = "".join(f"| {name} | {'1 | ' * 5}\n" for name in ("solver", "ddim", "ddim", "other"))
+    page.write_text(f"before\n{SDE_BEGIN}\n{old}{SDE_END}\nafter\n")
     arguments = ["--solver", "ddim", "--set", "eta=1.0", "--paths", "256", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(plot), "--markdown", str(page)])
     assert result.exit_code == 0, result.output
@@ -198,4 +199,7 @@ def test_command_prints_both_kinds(tmp_path):
     assert entry["weak"]["gaussian"]["slope"] == pytest.approx(1, abs=0.25)
     assert plot.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
-    assert "| ddim | eta=1.0 |" in text and "old" not in text and text.startswith("before\n")
+    assert text.startswith("before\n") and text.endswith("after\n")
+    head, ddim, other = rows_of(text)
+    assert tuple(head) == SDE_COLUMNS
+    assert ddim[:3] == ["ddim", "eta=1.0", "1"] and other == ["other", *"11111"]
