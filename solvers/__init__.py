@@ -33,6 +33,8 @@ from .step_size import PID
 from .stored_steps import step_distributions, step_log_prob
 from .tuning.card import Card
 from .tuning.cards import Cards
+from .tuning.grid_fit import fit_grid
+from .tuning.mask_search import search_mask
 
 from . import methods  # isort: skip  (fills SOLVERS)
 
@@ -77,6 +79,7 @@ __all__ = [
     "default_location",
     "estimate_ems",
     "estimation",
+    "fit_grid",
     "fit_location",
     "make_plan",
     "methods",
@@ -86,6 +89,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_parallel",
+    "search_mask",
     "skip_mask",
     "solver",
     "step_distributions",

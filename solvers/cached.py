@@ -26,11 +26,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from . import scalar
 from .checks import check_choice, check_whole
 from .node import Coefficient, Node, Target
 from .noise_terms import Noise
-from .prediction import Linear, to_target
+from .prediction import Linear, as_target, to_target
 from .rows import Row
 from .scalar import Number, plain
 
@@ -55,7 +54,8 @@ class Cache:
     mask : one entry an evaluation, True where the network is called; the first has to be. Also
         a string of 1 and 0.
     order : of the extrapolation: how many real outputs it looks back on. 1 reuses the last one.
-    variable : in which the outputs are polynomials: "lambda", "time", or "index", the number of the
+    variable : in which the outputs are polynomials: "time", which is finite at both ends and was
+        the best or near it on all models tried, "lambda", or "index", the number of the
         evaluation (all steps count as equally long).
     quantity : what is reused or extrapolated: "data" (x0), "noise" (eps), "velocity" (eps - x0), or
         "v_prediction". That of the network's own type is what a cache around the network keeps.
@@ -65,7 +65,7 @@ class Cache:
 
     mask: Sequence[bool] | str
     order: int = 1
-    variable: str = "lambda"
+    variable: str = "time"
     quantity: str = "data"
 
     def __post_init__(self) -> None:
@@ -234,23 +234,15 @@ def _from_output(prediction: str, row: Row) -> tuple[Coefficient, Coefficient]:
     assert target is not None
     # x = alpha x0 + sigma eps and g = data x0 + noise eps, solved for both.
     data, noise = target.data + target.x * alpha, target.eps + target.x * sigma
-    of_data, of_noise = {
-        "sample": (1.0, 0.0),
-        "epsilon": (0.0, 1.0),
-        "flow_prediction": (-1.0, 1.0),
-        "v_prediction": (
-            -sigma / scalar.hypot(alpha, sigma),
-            alpha / scalar.hypot(alpha, sigma),
-        ),
-    }[prediction]
+    wanted = as_target(prediction, node)
     determinant = sigma * data - alpha * noise
     if not isinstance(determinant, Tensor) and determinant == 0:
         raise ValueError(
             f"mask: the evaluation at t={node.t:g} does not tell {prediction!r}, which others need"
         )
     return (
-        (of_data * sigma - of_noise * alpha) / determinant,
-        (of_noise * data - of_data * noise) / determinant,
+        (wanted.data * sigma - wanted.eps * alpha) / determinant,
+        (wanted.eps * data - wanted.data * noise) / determinant,
     )
 
 

@@ -110,21 +110,14 @@ def fit_location(
         if key in plan:
             raise ValueError(f"{key}={plan[key]!r}: the grids of the fit are logistic ones")
     if solver is None:
-        straight = isinstance(schedule, NoiseSchedule) and is_straight(schedule)
-        solver, own = OF_FLOWS if straight else OF_OTHERS
+        solver, own = default_solver(schedule)
         plan = {**own, **plan}
     plans = {
         c: [make_plan(solver, schedule, nfe=n, location=c, **plan) for n in counts] for c in places
     }
     _check_deterministic(solver, plans[places[0]])
-    long = make_plan(
-        "unipc-3",
-        schedule,
-        nfe=reference_nfe,
-        location=(places[0] + places[-1]) / 2,
-        scale=REFERENCE_SCALE,
-        **{key: value for key, value in plan.items() if key in OF_THE_RUN},
-    )
+    middle = (places[0] + places[-1]) / 2
+    long = reference_plan(schedule, reference_nfe, location=middle, **plan)
     exact = sample(denoise, x_T, long).double()
     # Where a run is exact, as on data at one point, what is left is rounding.
     least = torch.finfo(x_T.dtype).eps * float(exact.square().mean().sqrt())
@@ -136,6 +129,20 @@ def fit_location(
     logs = [sum(map(log_error, short)) / len(counts) for short in plans.values()]
     spent = long.nfe + sum(short.nfe for both in plans.values() for short in both)
     return FittedLocation(lowest(places, logs), places, tuple(map(math.exp, logs)), spent)
+
+
+def reference_plan(
+    schedule: NoiseSchedule, nfe: int, location: float | None = None, **plan: Any
+) -> Plan:
+    """A long run of UniPC-3 on a wide logistic grid, between the ends that ``plan`` has."""
+    ends = {key: value for key, value in plan.items() if key in OF_THE_RUN}
+    return make_plan("unipc-3", schedule, nfe=nfe, location=location, scale=REFERENCE_SCALE, **ends)
+
+
+def default_solver(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:
+    """The solver for few evaluations of models with this schedule, and its options."""
+    straight = isinstance(schedule, NoiseSchedule) and is_straight(schedule)
+    return OF_FLOWS if straight else OF_OTHERS
 
 
 def lowest(locations: Sequence[float], logs: Sequence[float]) -> float:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import scalar
-from .node import Coefficient, Node, Target
+from .node import DATA, NOISE, VELOCITY, Coefficient, Node, Target
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -139,3 +139,13 @@ def to_target(prediction: str, node: Node, target: Target) -> Linear:
             part = convert(prediction, node)
             out, state = out + weight * part.out, state + weight * part.x
     return Linear(out, state)
+
+
+def as_target(prediction: str, node: Node) -> Target:
+    """The prediction itself as a combination of eps and x0 at ``node``."""
+    if prediction == "v_prediction":
+        r = scalar.hypot(node.alpha, node.sigma)
+        return Target(node.alpha / r, -node.sigma / r, 0.0)
+    if prediction == "score":
+        return Target(-1 / node.sigma, 0.0, 0.0)
+    return {"sample": DATA, "epsilon": NOISE, "flow_prediction": VELOCITY}[prediction]
