@@ -120,7 +120,7 @@ def test_from_pure_noise_to_data(name, quantity):
     assert_same(plan, FROM_PURE_NOISE["schedule"], 2, "time", quantity, mask)
 
 
-STOCHASTIC = [case for case in solver_cases() if is_stochastic(case.values[1])]
+STOCHASTIC = [case for case in solver_cases() if is_stochastic(*case.values)]
 
 
 @pytest.mark.parametrize(("name", "options"), STOCHASTIC)
@@ -175,7 +175,7 @@ def test_a_cached_plan_is_a_plan(tmp_path):
     assert cached.options["cached"] == {
         "mask": "110100110001",
         "order": 2,
-        "variable": "lambda",
+        "variable": "time",
         "quantity": "data",
     }
     cached.save(tmp_path / "plan.safetensors")
