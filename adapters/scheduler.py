@@ -36,6 +36,7 @@ from .config.configured import Configured
 from .config.noise_schedules import noise_schedule
 from .config.sigma_models import COSMOS, SigmaModel, StateOnly, start_deviation
 from .steps.step_arguments import check_eta, check_others, without_variance
+from .steps.step_noise import RunNoise
 from .steps.step_output import DataPrediction, StepOutput
 from .steps.stepping import Stepping
 from .summary import summary
@@ -48,7 +49,7 @@ from .training.timesteps import training_table
 
 
 # diffusers looks for SchedulerMixin in the very module that a saved pipeline names.
-class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, SchedulerMixin):
+class PlanScheduler(Stepping, RunNoise, TrainingTables, ForwardProcess, Configured, SchedulerMixin):
     """A diffusers scheduler that runs a solver of ``logsnr.solvers.SOLVERS``.
 
     Parameters
@@ -75,6 +76,9 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         a run begins at its first node. Or cards (`Card`, `Cards`, a card folder), of which
         ``num_inference_steps`` picks one. They are saved beside the config, too.
     plan_fallback : run numbers of evaluations that ``plan`` lacks by the default solver.
+    noise_seed : the seed of the noise of stochastic solvers, or a list of one for each sample. It
+        is that of `CounterNoise`: sample i is the same in any batch, precision or process. Without
+        it noise is drawn from the generators that ``step`` is given.
     stock_class, replaced : the class of diffusers that the config came from, and what it said of
         sampling and is not followed; `from_config` fills them in, `to_stock` gives them back.
 
@@ -143,6 +147,7 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         ems: EMS | str | Path | None = None,
         plan: Plan | Card | Cards | str | Path | None = None,
         plan_fallback: bool | None = None,
+        noise_seed: int | Sequence[int] | None = None,
         stock_class: str | None = None,
         replaced: Mapping[str, Any] | None = None,
     ):
@@ -202,8 +207,11 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         generator: Any = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        *,
+        log_prob: bool = False,
+        prev_sample: Tensor | None = None,
         **others: Any,
-    ) -> StepOutput | tuple[Tensor]:
+    ) -> StepOutput | tuple[Tensor, ...]:
         """The state at the next evaluation, or the sample after the last one.
 
         Parameters
@@ -213,7 +221,13 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
         timestep : an entry of ``timesteps``, which says where in the run the step is. Where that
             is not the next one, or the sample not the one handed out, see `Runs`.
         eta : for solvers that have it.
-        generator, variance_noise : the source of noise for stochastic solvers.
+        variance_noise : the noise of this step itself; a list where the step draws several.
+        generator : what noise is drawn from, one or a list of one a sample, where there is neither
+            ``variance_noise`` nor `noise`.
+        log_prob : add the log density of what the step draws to the output (`StepOutput`); the
+            tuple is (prev_sample, log_prob). The state is a given value in it: its gradient is that
+            of the mean, and ``prev_sample`` has none.
+        prev_sample : the state that the step led to in a run before: it is taken, and not drawn.
         others : what other classes of diffusers have, see `check_others`.
 
         Without ``set_timesteps`` the run goes through all timesteps of training. (As in diffusers
@@ -237,15 +251,26 @@ class PlanScheduler(Stepping, TrainingTables, ForwardProcess, Configured, Schedu
             run = self._begin(place, model_output, sample, eta)
         elif run is not last:
             self._tell(run.place, run.nodes[run.place - run.begin :])
-        run.generator, run.variance_noise = generator, variance_noise
+        run.prepare(
+            sample,
+            noise=self.noise,
+            generator=generator,
+            variance_noise=variance_noise,
+            log_prob=log_prob,
+            prev_sample=prev_sample,
+        )
         node = run.node
         previous = run.step(model_output, sample)
         if self._index is not None or self._wanted is not None:
             self._index = self._wanted = None
         assert self._evaluations is not None
         model = self._evaluations.description.model
+        density = run.density() if log_prob else None
         if return_dict:
-            return StepOutput(previous, DataPrediction(model, node, model_output, sample))
+            predict = DataPrediction(model, node, model_output, sample)
+            return StepOutput(previous, predict, density)
+        if density is not None:
+            return previous, density.log_prob
         return StateOnly((previous,)) if model.edm else (previous,)
 
     @property

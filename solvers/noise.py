@@ -24,7 +24,7 @@ FORMS = (
 )
 
 
-def noise_source(noise: object) -> NoiseSource:
+def noise_source(noise: object, plan: Plan | None = None) -> NoiseSource:
     """Normalise the ``noise=`` argument of ``sample`` to a function (term, like) -> z.
 
     z is standard normal with the shape, dtype and device of ``like``. Accepted are
@@ -38,6 +38,8 @@ def noise_source(noise: object) -> NoiseSource:
     * a function (term, like) -> z, such as `CounterNoise` and `BrownianPath`,
     * a function of parameters named (sigma, sigma_next), as k-diffusion's noise samplers: sigma is
       sigma / alpha at the ends of the interval. They have no Levy areas (`Noise` of moment 1).
+
+    With a ``plan`` each of the tensors is that of a term, whenever it is asked for.
 
     Raises ValueError for anything else, and when a tensor or the result of a function has another
     shape: one noise for several samples is not drawn by broadcasting.
@@ -58,7 +60,7 @@ def noise_source(noise: object) -> NoiseSource:
         if all(isinstance(entry, torch.Generator) for entry in noise):
             return _from_generators(noise)
         if all(isinstance(entry, Tensor) for entry in noise):
-            return _from_tensors(iter(noise))
+            return _from_tensors(iter(noise)) if plan is None else _by_term(noise, plan)
     raise ValueError(f"noise={noise!r}: need {FORMS}")
 
 
@@ -157,3 +159,9 @@ def _from_tensors(tensors: Iterator[Tensor]) -> NoiseSource:
         return _fitting(z, like)
 
     return source
+
+
+def _by_term(tensors: Sequence[Tensor], plan: Plan) -> NoiseSource:
+    parts = (part for fresh in sharing(plan).fresh for part in fresh)
+    known = dict(zip(parts, tensors, strict=False))
+    return lambda term, like: _fitting(known[term.key], like)

@@ -198,7 +198,7 @@ def sample(
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
     if not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: need a Plan, as make_plan returns it")
-    source = noise_source(noise)
+    source = noise_source(noise, plan)
     check_noise(noise, plan, x_T)
     wanted = x_T.requires_grad or plan.requires_grad
     differentiable = differentiable or (wanted and torch.is_grad_enabled())

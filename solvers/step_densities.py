@@ -32,7 +32,7 @@ from torch import Tensor
 from . import scalar
 from .plan import Plan
 from .rows import Row
-from .scalar import Number
+from .scalar import Number, plain
 from .segments import made_once
 from .shared_noise import sharing
 
@@ -91,14 +91,14 @@ def _vector(row: Row, parts: Mapping, index: Mapping) -> Tensor:
 
 def _innovation(k: int, vector: Tensor, directions: dict[int, Tensor]) -> Innovation:
     """That of row k, whose direction is put beside those of earlier rows."""
-    rest, known, size = vector, [], scalar.plain(vector.norm())
+    rest, known, size = vector, [], plain(vector.norm())
     for j, direction in directions.items():
         c = direction @ rest
-        if abs(scalar.plain(c)) > DETERMINED * size:
+        if abs(plain(c)) > DETERMINED * size:
             known.append((j, c))
             rest = rest - c * direction
     length = rest.norm()
-    if scalar.plain(length) <= DETERMINED * size:
+    if plain(length) <= DETERMINED * size:
         return Innovation(_numbers(known), 0.0)
     directions[k] = rest / length
     return Innovation(_numbers(known), _number(length))
@@ -133,27 +133,45 @@ class StepDensities:
 
     Attributes
     ----------
+    asked : whether the densities of the rows to come are wanted.
+    given : the state of the step to come, if that is to be taken and not drawn.
     log_probs : row -> log density (B,) of each step that was made.
     states : row -> state, in the precision of the run.
-    given : the state of the next step, if that is to be taken and not drawn.
+    mean : of the latest step's state, given those before it.
     """
 
     def __init__(self, plan: Plan, *, keep_states: bool = False):
         self.innovations = innovations(plan)
-        self.keep_states = keep_states
+        self.keep_states, self.asked = keep_states, True
         self.given: Tensor | None = None
         self.log_probs: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}
+        self._latest: tuple[Tensor, Tensor, Number] | None = None
         self._u: dict[int, Tensor] = {}
+        self._cut: set[int] = set()
         self._until = {j: k for k, entry in self.innovations.items() for j, _ in entry.known}
         self._rows = plan.rows
 
     def fork(self) -> StepDensities:
         """Another one in the same state."""
         other = copy(self)
-        for name in ("log_probs", "states", "_u"):
-            setattr(other, name, dict(getattr(self, name)))
+        for name in ("log_probs", "states", "_u", "_cut"):
+            setattr(other, name, copy(getattr(self, name)))
         return other
+
+    def steps(self, rows: range) -> list[int]:
+        """Those of ``rows`` that are stochastic steps."""
+        return [k for k in stochastic_steps(self.innovations) if k in rows]
+
+    def shared(self, k: int) -> bool:
+        """Whether a later row has noise of row k."""
+        return k in self._until
+
+    @property
+    def mean(self) -> Tensor:
+        assert self._latest is not None
+        x, u, deviation = self._latest
+        return x - deviation * u
 
     def observe(self, k: int, result: Tensor, drawn: list[Tensor]) -> Tensor:
         """The state of row k, which is ``result``, where z of its terms were ``drawn``.
@@ -161,6 +179,8 @@ class StepDensities:
         It has no gradient if it is that of a step. Raises ValueError if the noise of an earlier
         row is needed that was not observed.
         """
+        if not (self.asked or k in self._until):
+            return result
         known, deviation = self.innovations[k]
         if missing := [j for j, _ in known if j not in self._u]:
             raise ValueError(
@@ -174,28 +194,37 @@ class StepDensities:
         x, noise = result, self._noise(k, drawn, result)
         if self.given is not None:
             x = self.given.detach().to(result)
-        elif result.requires_grad:
+            noise = noise + (x - result)
+            self._redraw(k, drawn, noise.detach())
+        elif result.requires_grad and self.asked:
             x = result.detach()
-        if x is not result:
             noise = noise + (x - result)
         u = (noise - past) / deviation
-        self.log_probs[k] = log_density(u, deviation)
+        if self.asked:
+            self.log_probs[k] = log_density(u, deviation)
+            self._latest = x, u, deviation
         if self.keep_states:
             self.states[k] = x.clone()
         if k in self._until:
             self._u[k] = u
         for j in [j for j in self._u if self._until[j] <= k]:
             del self._u[j]
+        if x is not result:
+            self._cut.add(k)
         return x
 
     def settled(self, k: int, state: Tensor) -> Tensor:
         """``state`` of row k computed anew, as `observe` gave it back."""
-        if k not in self.log_probs:
-            return state
-        return state.detach() if self.given is None else self.given.detach().to(state, copy=True)
+        return state.detach() if k in self._cut else state
 
     def _noise(self, k: int, drawn: list[Tensor], like: Tensor) -> Tensor:
         total = torch.zeros_like(like)
         for term, z in zip(self._rows[k].noise, drawn, strict=True):
             total = total + term.scale * z
         return total
+
+    def _redraw(self, k: int, drawn: list[Tensor], noise: Tensor) -> None:
+        """Noise that leads to the state that was given, for who computes the row anew."""
+        scales = [plain(term.scale) for term in self._rows[k].noise]
+        square = sum(scale**2 for scale in scales)
+        drawn[:] = [noise * (scale / square) for scale in scales]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from logsnr.solvers import SPACINGS, FlowMatching, Grid, VPLinear, plan_on_grid
+from logsnr.solvers.counter_noise import check_seed
 from logsnr.solvers.names import find_spacing
 from logsnr.solvers.registry import implied
 
@@ -63,9 +64,17 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     parameters_of(meant, spacing_of(meant))
     prediction_type(config)
     image_side(config.get("sample_size"))
+    check_noise_seed(config.get("noise_seed"))
     if spacing != config.get("timestep_spacing"):
         stored["timestep_spacing"] = spacing
     return stored
+
+
+def check_noise_seed(value: Any) -> None:
+    """ValueError unless ``value`` is None, a seed, or a list of seeds."""
+    for seed in value if isinstance(value, list | tuple) and value else [value]:
+        if seed is not None or value is not None:
+            check_seed(seed, "noise_seed")
 
 
 def _numbers(key: str, values: Any) -> list[float]:

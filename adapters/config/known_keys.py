@@ -40,6 +40,7 @@ OUR_OWN = (
     "location",
     "scale",
     "sample_size",
+    "noise_seed",
     "stock_class",
     "replaced",
 )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 from weakref import ref
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import Evaluation, Node, Noise, Plan
+from logsnr.solvers import Evaluation, Node, Plan
 from logsnr.solvers.executor import Mark
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.running import executor_for, proceed, version
+from logsnr.solvers.step_densities import StepDensities
+
+from .step_density import StepDensity, check_stored
+from .step_noise import StepNoise
 
 
 class PlanRun:
@@ -26,13 +30,13 @@ class PlanRun:
     differentiable : keep the graph of the steps.
     place : which evaluation of a longer list the first one is.
     eta, takes_eta : what the plan was made with, and whether another would be another plan.
+    noise : as that of `sample`; None draws from the generators of the steps.
 
     Attributes
     ----------
     place : that of the next evaluation.
     nodes : of all evaluations of the run.
-    generator, variance_noise : where the noise of the next step comes from: a torch.Generator, a
-        list of one for each sample, or the noise itself.
+    noise : where the noise of its steps comes from.
     """
 
     # The caller's tensors are known by identity, and kept alive by nobody but the caller.
@@ -53,14 +57,15 @@ class PlanRun:
         place: int = 0,
         eta: float = 0.0,
         takes_eta: bool = False,
+        noise: Any = None,
     ):
         self.prediction = prediction
         self.sign = sign
         self.threshold = threshold
         self.shape, self.dtype = sample.shape, sample.dtype
         self.memory_format = _memory_format(sample)
-        self.generator: torch.Generator | list[torch.Generator] | None = None
-        self.variance_noise: Tensor | None = None
+        self.noise = StepNoise(plan, sample, noise)
+        self._made = -1  # the row of the state that was handed out last
         self.differentiable = differentiable
         self.eta, self.takes_eta = eta, takes_eta
         self.begin = self.place = place
@@ -79,13 +84,13 @@ class PlanRun:
         self._mark = None
 
     def _proceed(self, handed: Tensor, begin: int) -> None:
-        self.process = proceed(self.executor, handed, self._draw, begin)
+        self.process = proceed(self.executor, handed, self.noise, begin)
         self.evaluation = next(self.process)
         self._version = version(handed)
 
     def __getstate__(self) -> dict[str, Any]:
         # A live generator cannot be copied, but what it works with can.
-        state = {**self.__dict__, "generator": None, "variance_noise": None}
+        state = {**self.__dict__}
         for name in ("process", "_handed", "_taken", "_mark"):
             state.pop(name, None)  # the copy of a run that had ended has no process
         return state
@@ -128,9 +133,64 @@ class PlanRun:
     def fork(self) -> PlanRun:
         """Another run in which the last `step` is not made yet."""
         other = object.__new__(PlanRun)
-        other.__dict__.update(self.__dict__, executor=self.executor.fork())
+        other.__dict__.update(self.__dict__, executor=self.executor.fork(), noise=copy(self.noise))
         other.step_back()
         return other
+
+    @property
+    def _rows(self) -> range:
+        """The rows that the next step fills in."""
+        evaluated, i = self.executor.plan.evaluated, self.place - self.begin
+        last = len(self.executor.plan.rows) - 1
+        return range(evaluated[i] + 1, (*evaluated, last)[i + 1] + 1)
+
+    def prepare(
+        self,
+        sample: Tensor,
+        *,
+        noise: Any = None,
+        generator: Any = None,
+        variance_noise: Any = None,
+        log_prob: bool = False,
+        prev_sample: Tensor | None = None,
+    ) -> None:
+        """Say what the next step, from ``sample``, draws from, and whether its density is wanted.
+
+        Raises ValueError for noise, or a state ``prev_sample`` that it is to lead to, which does
+        not fit.
+        """
+        rows, executor = self._rows, self.executor
+        self.noise.take(
+            rows,
+            sample,
+            noise=noise,
+            generator=generator,
+            variance_noise=variance_noise,
+            stored=prev_sample is not None,
+        )
+        if log_prob or prev_sample is not None:
+            if executor.densities is None:
+                executor.densities = StepDensities(executor.plan)
+            if prev_sample is not None:
+                check_stored(prev_sample, sample, executor.densities, rows)
+        if executor.densities is not None:
+            executor.densities.asked = log_prob or prev_sample is not None
+            executor.densities.given = prev_sample
+            executor.densities.log_probs.clear()
+
+    def density(self) -> StepDensity:
+        """That of the step that was just made, which was prepared for it."""
+        found = self.executor.densities
+        assert found is not None
+        each = list(found.log_probs.values())
+        if not each:
+            none = torch.zeros(self.shape[0], dtype=torch.float64, device=self.executor.like.device)
+            return StepDensity(none, None, None)
+        total = torch.stack(each).sum(0)
+        (k, *others) = found.log_probs
+        if others or k != self._made:
+            return StepDensity(total, None, None)
+        return StepDensity(total, found.mean, found.innovations[k].deviation)
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send the network's output at ``sample``; the next state (the result in the end).
@@ -147,7 +207,7 @@ class PlanRun:
         edited = not self.gave(sample) or version(sample) != self._version
         if edited or sample.requires_grad:
             evaluation.x = sample
-        self._taken = ref(sample)
+        self._taken, self._made = ref(sample), self._rows[-1]
         self._mark = None if edited else (self.executor.mark(), handed, index, self._version)
         if self.sign != 1:
             output = -output
@@ -195,20 +255,6 @@ class PlanRun:
             assert again is not None
             return again
         return evaluation
-
-    def _draw(self, term: Noise, like: Tensor) -> Tensor:
-        if self.variance_noise is not None:
-            try:
-                return self.variance_noise.to(like).expand_as(like)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"variance_noise has shape {tuple(self.variance_noise.shape)}: need that of "
-                    f"sample, {tuple(like.shape)}"
-                ) from error
-        noise = randn_tensor(
-            like.shape, generator=self.generator, device=like.device, dtype=self.dtype
-        )
-        return noise.to(like.dtype)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format | None:

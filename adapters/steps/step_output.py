@@ -13,17 +13,28 @@ from logsnr.solvers.prediction import to_data
 from logsnr.solvers.running import version
 
 from ..config.model import Model
+from .step_density import StepDensity
 
 
 class StepOutput(SchedulerOutput):
     """``prev_sample``, and ``pred_original_sample`` as DDIM's and Euler's outputs have it.
 
     The data prediction is made when it is read, so that it costs nothing in the loop of a pipeline.
+    With ``log_prob=True`` there are also ``log_prob`` (B,), and the mean and the deviation of
+    ``prev_sample``, ``prev_sample_mean`` and ``std_dev``; see `StepDensity`. Else they are None.
     """
 
-    def __init__(self, prev_sample: Tensor, predict: Callable[[], Tensor] | None = None):
+    def __init__(
+        self,
+        prev_sample: Tensor,
+        predict: Callable[[], Tensor] | None = None,
+        density: StepDensity | None = None,
+    ):
         super().__init__(prev_sample)
         self.__dict__["_predict"] = predict
+        found = (None, None, None) if density is None else density
+        for name, value in zip(("log_prob", "prev_sample_mean", "std_dev"), found, strict=True):
+            self.__dict__[name] = value
 
     @property
     def pred_original_sample(self) -> Tensor | None:

@@ -59,6 +59,8 @@ class Stepping:
         _kept: tuple[Tensor, int, DiscreteVP] | None
 
         @property
+        def noise(self) -> Any: ...
+        @property
         def _description(self) -> Description: ...
         def _describe(self) -> Description: ...
 
@@ -271,6 +273,7 @@ class Stepping:
             place=place,
             eta=eta,
             takes_eta=self._evaluations.takes_eta,
+            noise=self.noise,
         )
         self._runs.begin(run)
         return run

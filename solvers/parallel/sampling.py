@@ -68,7 +68,7 @@ def sample_parallel(
         plan,
         x_T,
         prediction,
-        draw=noise_source(options.noise),
+        draw=noise_source(options.noise, plan),
         options=options,
         init=options.init,
         watch=watch,
