@@ -53,9 +53,10 @@ def run(
     corrector does not undo it (see `state_edits`).
     """
     check_prediction(prediction)
+    check_noise(noise, plan, x)
     # One copy is the run's own, one is handed out: x is the caller's.
     executor = executor_for(plan, x.clone(), prediction, differentiable=differentiable)
-    return proceed(executor, x.clone(), noise_source(noise))
+    return proceed(executor, x.clone(), noise_source(noise, plan))
 
 
 def executor_for(

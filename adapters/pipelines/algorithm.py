@@ -31,7 +31,7 @@ class Loop:
     training_steps : N, the resolution of the model's times: t = 1 / N is the smallest it knows.
     allotted : the iterations that the loop will make.
     inverted : whether its network is told N (1 - t), see `PlanScheduler`.
-    noise : draws from the call's ``generator``, for stochastic plans.
+    noise : what `run_pipeline` was given, or what the call's ``generator`` draws.
     planner : makes the plan of a solver and its options, see `plan`.
     """
 

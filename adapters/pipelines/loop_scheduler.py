@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.solvers import DiscreteVP, Node, Noise, Plan
+from logsnr.solvers import DiscreteVP, Node, Plan
 from logsnr.solvers.prediction import to_data
 from logsnr.solvers.registry import find_solver
 
@@ -31,6 +30,7 @@ from ..timesteps.timetable import Timetable
 from .algorithm import Algorithm, Loop
 from .algorithm_run import AlgorithmRun, Counts, SingleRun, opening
 from .batched_run import BatchedRun
+from .loop_noise import LoopNoise
 from .networks import TIME_ARGUMENTS, Networks
 
 
@@ -141,7 +141,7 @@ class LoopScheduler(PlanScheduler):
             kind: Callable[..., AlgorithmRun] = (
                 SingleRun if self.algorithm.groups is None else BatchedRun
             )
-            loop = self._loop(place)
+            loop = self._loop(place, sample.dtype)
             algorithm_run = kind(self.algorithm, loop, sample, self._convert, self.counts)
             self.algorithm_run = algorithm_run
         self.counts.iterations += 1
@@ -183,7 +183,7 @@ class LoopScheduler(PlanScheduler):
         assert self._evaluations is not None
         return self._evaluations.layout.nodes
 
-    def _loop(self, begin: int) -> Loop:
+    def _loop(self, begin: int, dtype: torch.dtype = torch.float32) -> Loop:
         allotted, needed = len(self._nodes) - begin, self.algorithm.iterations or 1
         if needed > allotted:
             raise ValueError(
@@ -198,7 +198,7 @@ class LoopScheduler(PlanScheduler):
             training_steps=len(self),
             allotted=allotted,
             inverted=model.inverted,
-            noise=self._draw,
+            noise=LoopNoise(self.noise, self.generator, dtype),
             planner=partial(self._planned, begin),
         )
 
@@ -216,11 +216,6 @@ class LoopScheduler(PlanScheduler):
         complete = choice.options(n, n - begin, 0.0)
         plan = spread_plan(self._model.schedule, choice.name, nodes, n - begin, complete)
         return changed(plan, **choice.table_changes(complete, begin))
-
-    def _draw(self, term: Noise, like: Tensor) -> Tensor:
-        return randn_tensor(
-            like.shape, generator=self.generator, device=like.device, dtype=like.dtype
-        )
 
     def _convert(self, output: Tensor, x: Tensor, node: Node) -> Tensor:
         model = self._model

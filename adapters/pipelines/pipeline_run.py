@@ -65,6 +65,7 @@ def run_pipeline(
     algorithm: Plan | Algorithm | Callable[..., Any],
     *,
     whole_timesteps: bool = False,
+    noise: Any = None,
     **call_kwargs: Any,
 ) -> PipelineRun:
     """Call ``pipe(**call_kwargs)`` with ``algorithm`` in the place of its scheduler's steps.
@@ -79,6 +80,8 @@ def run_pipeline(
         (x_T, loop) -> generator of `Evaluation`, see `Loop`.
     whole_timesteps : tell variance-preserving networks the nearest whole training step, not the
         time itself (a float32 with a fraction). Flow models are always told the time itself.
+    noise : of stochastic plans, as that of `sample`. None is that of the pipeline's `PlanScheduler`
+        (its ``noise`` or ``noise_seed``), else what the call's ``generator`` draws.
     call_kwargs : of the pipeline's call. ``num_inference_steps`` is the most iterations that an
         algorithm may make which does not know beforehand how many it needs.
 
@@ -108,6 +111,7 @@ def run_pipeline(
     named: dict[str, Any] = {} if keep else {"solver": chosen.solver}
     # Statistics and a plan are for PlanScheduler's own runs, and may be those that are being made.
     scheduler = LoopScheduler.from_config(own.config, ems=None, plan=None, **named)
+    scheduler.noise = getattr(own, "noise", None) if noise is None else noise
     flag = vars(pipe).pop("_interrupt", _MISSING)
     with Networks(pipe) as networks:
         scheduler.attach(

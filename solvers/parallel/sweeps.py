@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..keywords import takes
+from ..noise import check_noise
 from ..plan import Coefficient, Node, Plan
 from ..prediction import to_data
 from ..requests import Batch
@@ -109,6 +110,7 @@ def picard(
     what it took. States and targets are kept in float32 or better; every state handed out has x's
     dtype.
     """
+    check_noise(draw, plan, x)
     parts, n = system_of(plan, prediction), plan.nfe
     tolerance, published = options.tolerance, options.published
     size = n if options.window is None else min(options.window, n)
