@@ -87,7 +87,7 @@ def _check_sequence(noise: Sequence[object], count: int, x: Tensor) -> None:
         if len(noise) < count:
             raise ValueError(f"noise has {len(noise)} tensors: the plan has {count} noise terms")
         for z in noise[:count]:
-            _fitting(z, x)
+            fitting(z, x)
 
 
 def check_sigmas(plan: Plan, name: str) -> None:
@@ -120,16 +120,17 @@ def _of_sigmas(sampler: Callable[..., Tensor]) -> NoiseSource:
 
 def _checked(function: NoiseSource) -> NoiseSource:
     def source(term: Noise, like: Tensor) -> Tensor:
-        return _fitting(function(term, like), like)
+        return fitting(function(term, like), like)
 
     return source
 
 
-def _fitting(z: object, like: Tensor) -> Tensor:
+def fitting(z: object, like: Tensor, name: str = "noise") -> Tensor:
+    """z in the dtype and on the device of ``like``; ValueError if it has another shape."""
     if not isinstance(z, Tensor):
-        raise ValueError(f"noise returned {type(z).__name__}: need a tensor")
+        raise ValueError(f"{name} returned {type(z).__name__}: need a tensor")
     if z.shape != like.shape:
-        raise ValueError(f"noise has shape {tuple(z.shape)}: need {tuple(like.shape)}")
+        raise ValueError(f"{name} has shape {tuple(z.shape)}: need {tuple(like.shape)}")
     return z.to(like)
 
 
@@ -156,7 +157,7 @@ def _from_tensors(tensors: Iterator[Tensor]) -> NoiseSource:
         z = next(tensors, None)
         if z is None:
             raise ValueError("noise has fewer tensors than the plan has noise terms")
-        return _fitting(z, like)
+        return fitting(z, like)
 
     return source
 
@@ -164,4 +165,4 @@ def _from_tensors(tensors: Iterator[Tensor]) -> NoiseSource:
 def _by_term(tensors: Sequence[Tensor], plan: Plan) -> NoiseSource:
     parts = (part for fresh in sharing(plan).fresh for part in fresh)
     known = dict(zip(parts, tensors, strict=False))
-    return lambda term, like: _fitting(known[term.key], like)
+    return lambda term, like: fitting(known[term.key], like)

@@ -16,7 +16,6 @@ from logsnr.solvers import (
     Denoiser,
     FlowMatching,
     Node,
-    Noise,
     NoiseSchedule,
     Step,
     VarianceExploding,
@@ -24,12 +23,11 @@ from logsnr.solvers import (
 )
 from logsnr.solvers.checks import check_kind
 from logsnr.solvers.grids import as_numbers
-from logsnr.solvers.noise import noise_source
 from logsnr.solvers.registry import find_solver
-from logsnr.solvers.shared_noise import NoiseSource
 
 from ..plans import spread_plan
 from .models import Model, as_function
+from .sampler_noise import sampler_noise
 
 SCHEDULES: dict[str, NoiseSchedule] = {"ve": VarianceExploding(), "flow": FlowMatching()}
 """What ``sigmas`` mean: x = x0 + sigma n, or x = (1 - sigma) x0 + sigma n."""
@@ -59,7 +57,9 @@ def sampler(solver: str, *, schedule: str = "ve", **options: Any) -> Sampler:
         that level before churn.
     disable : True shows no progress bar, None shows it on a terminal only.
     noise_sampler : ``noise_sampler(sigma, sigma_next) -> z`` (B, *event) standard normal, for
-        stochastic options; or anything that ``noise=`` of `sample` takes.
+        stochastic options; or anything that ``noise=`` of `sample` takes. Without it a seed in
+        ``extra_args["seed"]``, which ComfyUI sends, decides the noise, that of each sample by
+        itself (`CounterNoise`); the model is given it too, as all of ``extra_args``.
     schedule : "ve", or "flow" for flow models whose sigma is the time t in [0, 1].
     options : the solver's own (see its docstring); ``s_tmin`` and ``s_tmax`` are k-diffusion's
         names for ``s_min`` and ``s_max``. The order is at most the number of evaluations.
@@ -97,7 +97,7 @@ def sampler(solver: str, *, schedule: str = "ve", **options: Any) -> Sampler:
             Denoiser(as_function(model), process, "sample", condition=extra_args),
             x,
             spread_plan(process, solver, nodes, nfe, chosen),
-            noise=_noise(noise_sampler, nodes, process, levels),
+            noise=sampler_noise(noise_sampler, extra_args, nodes, process, levels),
             callback=None if callback is None else _reporter(callback, levels),
             progress=sys.stderr.isatty() if disable is None else not disable,
         )
@@ -173,23 +173,6 @@ def _reporter(callback: Callable[[dict[str, Any]], Any], levels: Tensor) -> Call
         )
 
     return report
-
-
-def _noise(
-    noise_sampler: Any, nodes: Sequence[Node], schedule: NoiseSchedule, levels: Tensor
-) -> NoiseSource:
-    if isinstance(noise_sampler, torch.Generator) or not callable(noise_sampler):
-        return noise_source(noise_sampler)
-    # The very numbers of ``sigmas``: a Brownian path is defined between them, not one rounding off.
-    known = {node.lam: node.sigma for node in nodes}
-
-    def sigma(lam: float) -> Tensor:
-        return levels.new_tensor(known[lam] if lam in known else schedule.time(lam))
-
-    def source(term: Noise, like: Tensor) -> Tensor:
-        return noise_sampler(sigma(term.lam_from), sigma(term.lam_to)).to(like)
-
-    return source
 
 
 def _signature(
