@@ -37,7 +37,7 @@ LAM_RANGE = (-2.0, 2.0)
 PLACES = (-1.5, -0.5, 0.5, 1.5)
 STEP_SIZES = (0.1, 0.05, 0.025, 0.0125, 0.00625)
 STEP_COUNTS = (80, 160, 320)
-ASSERTED_PATHS = 256
+ASSERTED_PATHS = 1024
 
 
 @dataclass(frozen=True)

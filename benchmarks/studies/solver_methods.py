@@ -26,15 +26,18 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "space": ("data", "noise"),
     "steps": ("multistep", "singlestep", "singlestep_fixed"),
     "variant": ("bh1", "bh2", "vary_coeff", "tab", "rhoab", "rhork", "fixed", "variable"),
-    "solver_type": ("dpmsolver", "taylor"),
+    "solver_type": ("dpmsolver", "taylor", "midpoint", "heun"),
     "weights": ("published", "taylor"),
     "corrector": (True, False),
     "p_pseudo": (False, True),
     "c_pseudo": (True, False),
     "eta": (0.0, 1.0),
     "s_churn": (0.0, 4.0),
+    "tau": (0.0, 1.0),
 }
 """The options that distinguish methods, wherever a solver has them."""
+REGULAR: Mapping[str, Any] = {"interval": (0.0, 1.0)}
+"""Options whose other values have no order: noise that is switched on inside the range."""
 
 
 def variations(name: str, *, noisy: bool = False) -> list[dict[str, Any]]:
@@ -60,6 +63,7 @@ def _variations(name: str) -> list[tuple[dict[str, Any], bool]]:
     found: list[tuple[dict[str, Any], bool]] = []
     for values in product(*offered.values()):
         options = dict(zip(offered, values, strict=True))
+        options |= {key: value for key, value in REGULAR.items() if key in defaults}
         try:
             whole = partial(build, **full_options(name, build, options))
             plan = plan_of_steps(whole, 0.1, "uneven")
