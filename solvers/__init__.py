@@ -35,6 +35,7 @@ from .tuning.card import Card
 from .tuning.cards import Cards
 from .tuning.grid_fit import fit_grid
 from .tuning.mask_search import search_mask
+from .tuning.tune import tune
 
 from . import methods  # isort: skip  (fills SOLVERS)
 
@@ -95,4 +96,5 @@ __all__ = [
     "step_distributions",
     "step_log_prob",
     "uniform_mask",
+    "tune",
 ]

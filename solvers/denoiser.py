@@ -127,6 +127,12 @@ class Denoiser:
             return self
         return self._with_conditions(lambda value: repeated(value, groups, batch))
 
+    def with_guidance(self, guidance: ClassifierFree) -> Denoiser:
+        """The same denoiser with another guidance, its conditions included."""
+        result = copy(self)
+        result.guidance = guidance
+        return result
+
     def _with_conditions(self, change: Callable[[Any], Any]) -> Denoiser:
         result = copy(self)
         result.condition = change(self.condition)

@@ -1,0 +1,104 @@
+"""The registered plans that a fit begins from, and the one that is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..logistic import default_location, default_scale
+from ..plan import Plan
+from ..registry import chosen_solver, make_plan
+from ..scalar import plain
+from ..schedules import NoiseSchedule, is_straight
+from .errors import summary
+from .problem import Parts
+
+LOCATIONS = (0.0, -0.4, 0.4, -0.8, 0.8)
+SCALES = (1.0, 0.8, 1.25)
+STARTS = 48
+IN_TIME: dict[str, Any] = {"variable": "time", "corrector": True, "lower_order_final": True}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A solver and its options, and where its nodes are."""
+
+    solver: str
+    options: Mapping[str, Any]
+    grid: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(self, schedule: NoiseSchedule, nfe: int) -> Plan:
+        """On its grid."""
+        return make_plan(self.solver, schedule, nfe=nfe, **self.grid, **self.options)
+
+    def remaking(self, schedule: NoiseSchedule) -> Callable[[list[float]], Plan]:
+        """times -> the plan on these nodes."""
+        return lambda times: make_plan(self.solver, schedule, times=times, **self.options)
+
+
+def usual(schedule: NoiseSchedule, nfe: int, ends: Mapping[str, Any]) -> Base:
+    """What runs where nobody says anything: see docs/choosing.md."""
+    if is_straight(schedule):
+        relaxation = 0.75 if nfe <= 7 else 0.9
+        return Base("ipndm", {"order": min(2, nfe), **IN_TIME, "relaxation": relaxation}, ends)
+    return Base("unipc", {"order": min(2, nfe)}, ends)
+
+
+def candidates(schedule: NoiseSchedule, nfe: int, ends: Mapping[str, Any]) -> list[Base]:
+    """Solvers among which the fit begins with the best."""
+    found = [usual(schedule, nfe, ends)]
+    for solver, order in (("unipc", 2), ("unipc", 3), ("dpm-solver++", 2), ("ipndm", 3)):
+        base = Base(solver, {"order": min(order, nfe)}, ends)
+        if base not in found:
+            found.append(base)
+    return [base for base in found if _possible(base, schedule, nfe)]
+
+
+def named(
+    solver: str, options: Mapping[str, Any], schedule: NoiseSchedule, nfe: int, ends: Mapping
+) -> Base:
+    """The one that the user named. Raises ValueError for what `make_plan` refuses."""
+    chosen_solver(solver, options)
+    base = Base(solver, dict(options), ends)
+    plan = base.plan(schedule, nfe)
+    if plan.stochastic:
+        raise ValueError(f"solver={solver!r} adds noise: it has no distance to the solution")
+    if plan.nfe != nfe:
+        raise ValueError(f"nfe={nfe}: solver={solver!r} makes {plan.nfe} evaluations of it")
+    return base
+
+
+def best(bases: list[Base], parts: Parts, schedule: NoiseSchedule, nfe: int) -> tuple[Base, int]:
+    """The base with the least geometric mean error, its location and scale fitted, and the cost.
+
+    Solvers are compared at the usual location and one to either side; then the best one's scale
+    and the locations further off. The cost is in evaluations of a start.
+    """
+    few = parts.first(STARTS)
+    tried: dict[tuple[int, float, float], float] = {}
+
+    def error(i: int, location: float, scale: float) -> float:
+        key = i, round(location, 6), round(scale, 6)
+        if key not in tried:
+            tried[key] = summary(few.errors(at(i, location, scale).plan(schedule, nfe))).log_mean
+        return tried[key]
+
+    def at(i: int, location: float, scale: float) -> Base:
+        grid = {**bases[i].grid, "location": usual_c + location, "scale": usual_s * scale}
+        return Base(bases[i].solver, bases[i].options, grid)
+
+    usual_c, usual_s = plain(default_location(schedule)), default_scale(schedule, nfe)
+    ranked = sorted(range(len(bases)), key=lambda i: error(i, 0.0, 1.0))
+    i = min(ranked[:2], key=lambda i: min(error(i, c, 1.0) for c in LOCATIONS[:3]))
+    c = min(LOCATIONS, key=lambda c: error(i, c, 1.0))
+    s = min(SCALES, key=lambda s: error(i, c, s))
+    c = min((c, c - 0.2, c + 0.2), key=lambda c: error(i, c, s))
+    return at(i, c, s), len(tried) * nfe
+
+
+def _possible(base: Base, schedule: NoiseSchedule, nfe: int) -> bool:
+    try:
+        return base.plan(schedule, nfe).nfe == nfe
+    except ValueError:
+        return False

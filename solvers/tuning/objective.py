@@ -1,0 +1,103 @@
+r"""The objective of a fit, and its gradient through the run.
+
+The run is differentiated with respect to its table, by reverse mode; the table with respect to the
+parameters, in `family`. Every network evaluation is checkpointed: the memory is that of one
+evaluation's graph and of the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..denoiser import Denoiser
+from ..node import Node
+from ..prediction import to_data
+from ..schedules import NoiseSchedule
+from .family import Family
+from .problem import Part
+from .tables import Table
+
+
+def losses(name: str, squares: Tensor, scale: float) -> Tensor:
+    """The objective ``name`` of every start with mean square error ``squares``.
+
+    ``scale`` is the error of a typical start at the beginning of the fit. "log" is rounded off
+    far below it, where a start is as good as exact.
+    """
+    if name == "log":
+        return torch.log(squares + (1e-3 * scale) ** 2) / 2
+    if name == "mse":
+        return squares / scale**2
+    relative = squares / (0.5 * scale) ** 2
+    return 2 * (torch.sqrt(1 + relative) - 1)  # pseudo-Huber: quadratic to half the scale
+
+
+def weights(name: str, squares: Tensor, scale: float) -> Tensor:
+    """d losses / d squares, by which a start counts in the curvature."""
+    with torch.enable_grad():
+        at = squares.detach().clone().requires_grad_()
+        return torch.autograd.grad(losses(name, at, scale).sum(), at)[0]
+
+
+def endpoint(
+    part: Part, table: Table, weights: Tensor, times: Tensor, told: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """The sample of a table, differentiable in its weights, times and the times told."""
+    x, n = part.starts, table.nfe
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    here = weights.to(x.device, dtype)
+    alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
+    call = evaluation(part.denoise)
+    basis = [x.to(dtype)]
+    for k in range(n):
+        state = _combined(here[k], basis) if k else basis[0]
+        output = checkpoint(call, state.to(x.dtype), times[k], told[k], use_reentrant=False)
+        linear = to_data(part.denoise.prediction, _node(times[k], alphas[k], sigmas[k]))
+        of_output, of_state = (torch.as_tensor(v).to(x.device, dtype) for v in linear)
+        basis.append(of_output * output + of_state * state)
+    return _combined(here[n], basis)
+
+
+def evaluation(denoise: Denoiser) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """How the network is called: (x, t, told), both times tensors of one entry or one a sample."""
+
+    def call(x: Tensor, t: Tensor, told: Tensor) -> Tensor:
+        return denoise.evaluate(x.clone(), t.expand(len(x)), told.expand(len(x)))
+
+    return call
+
+
+def _node(*numbers: Any) -> Node:
+    return Node(*numbers)
+
+
+def _combined(row: Tensor, basis: list[Tensor]) -> Tensor:
+    total = row[0] * basis[0]
+    for j, entry in enumerate(basis[1:], start=1):
+        total = total + row[j] * entry
+    return total
+
+
+def gradient(
+    family: Family, theta: Tensor, part: Part, name: str, scale: float
+) -> tuple[float, Tensor]:
+    """The mean objective over the part's starts, and its gradient by theta (P,)."""
+    table, slope = family.table(theta), family.slope(theta)
+    weights = table.weights.clone().requires_grad_()
+    times, told = table.times.requires_grad_(), table.told.requires_grad_()
+    with torch.enable_grad():
+        x = endpoint(part, table, weights, times, told, family.schedule)
+        gaps = (x - part.targets).flatten(1)
+        loss = losses(name, gaps.square().mean(1), scale).mean()
+        found = torch.autograd.grad(loss, (weights, times, told), allow_unused=True)
+    by_weights, by_times, by_told = (
+        torch.zeros_like(v) if g is None else g
+        for g, v in zip(found, (weights, times, told), strict=True)
+    )
+    total = (slope.weights * by_weights).sum((1, 2)) + slope.times @ by_times + slope.told @ by_told
+    return float(loss.detach()), total

@@ -1,0 +1,136 @@
+"""The options of a fit, as a value that checks itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checks import check_choice, check_kind, check_whole
+from ..progress import Show
+
+LEVELS = ("grid", "coefficients", "full")
+OBJECTIVES = ("log", "huber", "mse")
+ROWS = ("both", "consistent", "free")
+OPTIMISERS = ("preconditioned", "adam")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a plan is fitted.
+
+    Parameters
+    ----------
+    nfe : network evaluations of the plan.
+    level : "grid": the nodes, on which a registered solver recomputes its coefficients;
+        "coefficients": the coefficients, lower triangular in the history, on the solver's own
+        nodes; "full": both, and the times that the network is told.
+    solver : the registered solver to begin from, with ``solver_options`` as `make_plan` takes them;
+        None takes the best of a few on the starts.
+    rows : "consistent" keeps the identities, so that data at one point stay exact, "free" gives
+        them up; "both" fits both, and validation chooses.
+    objective : what is made small of the errors e_i of the starts. "log": the mean of log e_i, for
+        the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber": between both.
+    t_start, t_end : the ends of the grid; by default those of the denoiser's schedule.
+    targets : the converged solutions (B, *event) of the starts, if they are there already.
+    reference_nfe : evaluations of the run that they are else taken from.
+    guidance : (low, high) fits one plan for a range of guidance scales, of a denoiser whose
+        guidance is a `ClassifierFree`; None fits it for the denoiser as it is.
+    iterations : steps of the optimiser for each fit, by default as many as the level needs.
+    batch_size : starts of one step.
+    optimiser : "preconditioned": Adam's steps in coordinates where the curvature of the objective,
+        measured first, is the same in all directions; "adam": in the parameters themselves.
+    rate : its largest step, in these coordinates; it falls to zero as a cosine.
+    average : the share of the past in the moving average of the parameters, which is the result.
+    validation : the share of the starts that is held out, and decides.
+    confidence : with which the fitted plan must be better on these; else the untuned one is the
+        result. Below five starts held out nothing is better with a confidence of 0.95.
+    seed : of the order of the starts. The same call gives the same plan.
+    checkpoint : a file that keeps the state of the fit, written every ``seconds``: after a kill the
+        same call goes on from it, and gives what an undisturbed one gives.
+    progress : show a progress bar; or what to call with the number of steps done and of all.
+
+    Raises ValueError naming the option that is out of range.
+    """
+
+    nfe: int = 8
+    level: str = "full"
+    _: KW_ONLY
+    solver: str | None = None
+    solver_options: Mapping[str, Any] = field(default_factory=dict)
+    rows: str = "both"
+    objective: str = "log"
+    t_start: float | None = None
+    t_end: float | None = None
+    targets: Tensor | None = None
+    reference_nfe: int = 100
+    guidance: tuple[float, float] | None = None
+    iterations: int | None = None
+    batch_size: int = 24
+    optimiser: str = "preconditioned"
+    rate: float = 0.03
+    average: float = 0.9
+    validation: float = 0.35
+    confidence: float = 0.95
+    seed: int = 0
+    checkpoint: str | Path | None = None
+    seconds: float = 20.0
+    progress: Show = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("level", LEVELS),
+            ("objective", OBJECTIVES),
+            ("rows", ROWS),
+            ("optimiser", OPTIMISERS),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name, least in (("nfe", 1), ("batch_size", 1), ("seed", 0), ("reference_nfe", 4)):
+            check_whole(name, getattr(self, name), least)
+        if self.iterations is not None:
+            check_whole("iterations", self.iterations, 0)
+        if self.reference_nfe <= self.nfe:
+            raise ValueError(
+                f"reference_nfe={self.reference_nfe}: need more than nfe={self.nfe}, many more"
+            )
+        for name, low, high in (
+            ("rate", 0.0, math.inf),
+            ("seconds", 0.0, math.inf),
+            ("validation", 0.0, 1.0),
+            ("confidence", 0.5, 1.0),
+            ("average", -1e-300, 1.0),
+        ):
+            value = getattr(self, name)
+            check_kind(name, value, 0.0)
+            if not low < value < high:
+                allowed = (
+                    "a positive number" if high == math.inf else f"a number in ({max(low, 0):g}, 1)"
+                )
+                raise ValueError(f"{name}={value!r}: need {allowed}")
+        if self.guidance is not None:
+            _check_range_of_scales(self.guidance)
+
+    @property
+    def steps(self) -> int:
+        """Steps of one fit."""
+        if self.iterations is not None:
+            return self.iterations
+        return {"grid": 80, "coefficients": 160, "full": 240}[self.level]
+
+    @property
+    def measure(self) -> str:
+        """The measure of `better` that goes with the objective."""
+        return "rmse" if self.objective == "mse" else "log"
+
+
+def _check_range_of_scales(guidance: Any) -> None:
+    numbers = guidance if isinstance(guidance, tuple | list) else ()
+    fits = len(numbers) == 2 and all(
+        isinstance(v, int | float) and math.isfinite(v) for v in numbers
+    )
+    if not fits or not numbers[0] < numbers[1]:
+        raise ValueError(f"guidance={guidance!r}: need (low, high), two scales, low < high")
