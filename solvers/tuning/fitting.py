@@ -21,7 +21,7 @@ from ..progress import progress_bar
 from ..schedules import NoiseSchedule
 from . import bases
 from .bases import Base
-from .errors import Comparison, better, summary
+from .errors import Comparison, Summary, better, summary
 from .family import Family
 from .optimiser import Fit
 from .options import Tuning
@@ -77,8 +77,8 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
         "untuned": {"solver": untuned.solver, "options": dict(untuned.options)},
         "rows": name,
         "errors": {
-            "untuned": asdict(summary(before)),
-            **{key: asdict(summary(value)) for key, value in errors.items()},
+            "untuned": _listed(summary(before)),
+            **{key: _listed(summary(value)) for key, value in errors.items()},
         },
         "comparison": _listed(found),
         "accepted": found.better,
@@ -180,12 +180,17 @@ def settings(denoise: Denoiser, starts: Tensor, options: Tuning) -> dict[str, An
         "level": options.level,
         "schedule": repr(denoise.schedule),
         "prediction": denoise.prediction,
-        "guidance_scale": None if guidance is None else guidance.scale,
+        "guidance_scale": None if guidance is None else _scale(guidance),
         "event": list(starts.shape[1:]),
         "starts": [len(starts), _digest(starts)],
         "fingerprint": fingerprint(denoise, starts),
     }
     return json.loads(json.dumps(about))
+
+
+def _scale(guidance: ClassifierFree) -> float | list[float]:
+    scales = guidance.scales
+    return scales if isinstance(guidance.scale, Tensor) else scales[0]
 
 
 @torch.no_grad()
@@ -205,7 +210,7 @@ def _digest(starts: Tensor) -> str:
     return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
 
-def _listed(found: Comparison) -> dict[str, Any]:
+def _listed(found: Comparison | Summary) -> dict[str, Any]:
     numbers = asdict(found)
     return {key: value if _finite(value) else None for key, value in numbers.items()}
 
