@@ -31,6 +31,7 @@ from .schedules import (
 from .spacings import SPACINGS
 from .step_size import PID
 from .stored_steps import step_distributions, step_log_prob
+from .tuning.auto import auto_plan
 from .tuning.card import Card
 from .tuning.cards import Cards
 from .tuning.grid_fit import fit_grid
@@ -76,6 +77,7 @@ __all__ = [
     "Verdict",
     "VarianceExploding",
     "cite",
+    "auto_plan",
     "check_ems",
     "default_location",
     "estimate_ems",
