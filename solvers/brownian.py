@@ -75,15 +75,17 @@ class BrownianPath:
         from torchsde import BrownianInterval
 
         if (sample, event) not in self._paths:
+            # torchsde rounds readings to as many digits as the tolerance has, rounded up.
+            step = 10.0 ** math.floor(math.log10(self.tolerance))
             digest = hashlib.sha256(f"{self.seed}:{sample}".encode()).digest()
             self._paths[sample, event] = BrownianInterval(
-                self.start,
-                self.end,
+                self.start - step,
+                self.end + step,
                 size=event,
                 dtype=torch.float64,
                 entropy=int.from_bytes(digest[:4], "little"),
                 levy_area_approximation="space-time",
-                tol=self.tolerance,
+                tol=step,
                 halfway_tree=True,
             )
         return self._paths[sample, event]

@@ -297,6 +297,22 @@ def test_steps_of_any_number_see_one_path():
     assert fine < coarse / 2 and coarse < fresh / 2
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, 3e-4, 9e-4])
+def test_a_path_tells_apart_what_its_tolerance_says_and_knows_its_ends(tolerance, recwarn):
+    """Its readings are rounded, to no less than the tolerance, and its ends are inside."""
+    start, end = 0.00234567, 0.9876543
+    path = BrownianPath(3, start, end, tolerance=tolerance)
+    middle = start + 50 * tolerance
+    whole, first, second = (
+        path(Noise(1.0, *ends), LIKE) * (ends[1] - ends[0]) ** 0.5
+        for ends in ((start, middle + tolerance), (start, middle), (middle, middle + tolerance))
+    )
+    assert not torch.equal(second, torch.zeros_like(second))
+    torch.testing.assert_close(first + second, whole)
+    path(Noise(1.0, middle, end), LIKE)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
