@@ -9,7 +9,7 @@ from logsnr.solvers import VPLinear, make_plan
 
 
 def test_on_one_path_doubling_the_steps_changes_the_picture_less_than_other_noise():
-    first, second = doublings("digits", "ddim", nfe=(4, 12, 36), samples=1, eta=1.0)
+    first, second = doublings("faces", "ddim", nfe=(4, 12, 36), samples=1, eta=1.0)
     assert (first.nfe, second.nfe) == (4, 12)
     assert second.on_path < first.on_path / 2
     assert second.on_path < second.on_seeds / 4
