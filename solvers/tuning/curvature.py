@@ -95,6 +95,8 @@ class _Predictions:
         size = tangent.flatten(1).square().mean(1).sqrt().double().cpu()
         active = ((size > 0) | (times != 0) | (told != 0)).nonzero()[:, 0]
         derivative = torch.zeros_like(tangent)
+        if not len(active):  # as at the first evaluation, where the start and the time are given
+            return value, derivative
         per_call = max(1, GROUPS // len(state))
         for rows in active.split(per_call):
             h = STEP / (size[rows] + times[rows].abs() + told[rows].abs()).clamp(min=1e-12)

@@ -119,7 +119,7 @@ class Tuning:
         """Steps of one fit."""
         if self.iterations is not None:
             return self.iterations
-        return {"grid": 80, "coefficients": 160, "full": 240}[self.level]
+        return {"grid": 40, "coefficients": 60, "full": 100}[self.level]
 
     @property
     def measure(self) -> str:

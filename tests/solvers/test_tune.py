@@ -116,10 +116,11 @@ def value_at(own, theta, part, objective):
     return float(losses(objective, errors.square(), 0.1).mean())
 
 
-def test_the_tangents_are_the_derivatives_of_the_sample():
-    own = family(VP)
+@pytest.mark.parametrize("schedule", [VP, FLOW])
+def test_the_tangents_are_the_derivatives_of_the_sample(schedule):
+    own = family(schedule)
     theta = drawn(own.size)
-    part = Part(denoiser(VP), starts(2), starts(2))
+    part = Part(denoiser(schedule), starts(2), starts(2))
     x, tangents = forward(part, own.table(theta), own.slope(theta), own)
     assert torch.allclose(x, sample(part.denoise, part.starts, own.plan(theta)), atol=1e-12)
     for i in range(own.size):
