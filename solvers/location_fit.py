@@ -21,10 +21,10 @@ from .plan import Plan
 from .registry import make_plan
 from .running import sample
 from .schedules import NoiseSchedule, is_straight
+from .tuning.references import reference_plan
 
 LOCATIONS = (-1.2, -0.8, -0.4, 0.0, 0.4, 0.8)
 NFE = (6, 8)
-REFERENCE_SCALE = 1.7
 OF_FLOWS: tuple[str, dict[str, Any]] = (
     "ipndm",
     {
@@ -36,7 +36,6 @@ OF_FLOWS: tuple[str, dict[str, Any]] = (
     },
 )
 OF_OTHERS: tuple[str, dict[str, Any]] = ("unipc", {"order": 2})
-OF_THE_RUN = ("t_start", "t_end", "shift", "snap", "denoise_to_zero")
 OF_A_GRID = ("spacing", "rho", "location", "times", "sigmas", "lams")
 
 
@@ -129,14 +128,6 @@ def fit_location(
     logs = [sum(map(log_error, short)) / len(counts) for short in plans.values()]
     spent = long.nfe + sum(short.nfe for both in plans.values() for short in both)
     return FittedLocation(lowest(places, logs), places, tuple(map(math.exp, logs)), spent)
-
-
-def reference_plan(
-    schedule: NoiseSchedule, nfe: int, location: float | None = None, **plan: Any
-) -> Plan:
-    """A long run of UniPC-3 on a wide logistic grid, between the ends that ``plan`` has."""
-    ends = {key: value for key, value in plan.items() if key in OF_THE_RUN}
-    return make_plan("unipc-3", schedule, nfe=nfe, location=location, scale=REFERENCE_SCALE, **ends)
 
 
 def default_solver(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_kind, check_whole
 from ..denoiser import Denoiser, check_start
-from ..location_fit import OF_A_GRID, OF_THE_RUN
+from ..location_fit import OF_A_GRID
 from ..model_statistics import estimate_ems
 from ..model_statistics.ems import EMS
 from ..plan import Plan
@@ -29,6 +29,7 @@ from .candidates import Candidate, Pool
 from .errors import MEASURES, better, for_samples, summary
 from .grid_fit import METHODS, fit_grid
 from .grid_problem import OF_THE_NODES, schedule_of
+from .references import OF_THE_RUN
 from .trials import REFERENCE_NFE, Trials, converged
 
 LEAST_STARTS = 12

@@ -23,6 +23,7 @@ from . import bases
 from .bases import Base
 from .errors import Comparison, Summary, better, summary
 from .family import Family
+from .grid_fit import fit_grid
 from .optimiser import Fit
 from .options import Tuning
 from .problem import Part, Parts, divided
@@ -61,13 +62,15 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     choices = [base] if options.solver else bases.candidates(schedule, options.nfe, ends)
     begin, _ = bases.best(choices, train, schedule, options.nfe)
     results = {}
-    families = dict(_families(options, begin, schedule))
+    families = dict(_families(options, begin, schedule)) if options.method == "gradient" else {}
     total = options.steps * len(families)
     with progress_bar(total, options.progress, unit="step") as show:
         for number, (name, family) in enumerate(families.items()):
             one = Fit(name, family, train, held, options, scale, kept)
             theta = one.run(_from(number * options.steps, show))
             results[name] = family.plan(theta)
+    if options.method != "gradient":
+        results["grid"] = _without_gradients(options, begin, train.each[0])
     errors = {name: held.errors(plan) for name, plan in results.items()}
     name = min(errors, key=lambda name: summary(errors[name]).of(options.measure))
     found = better(errors[name], before, options.confidence, measure=options.measure)
@@ -92,6 +95,25 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     return Fitted(
         plan.labelled(label if found.better else plan.solver, {**plan.options, "tuned": report}),
         report,
+    )
+
+
+def _without_gradients(options: Tuning, begin: Base, part: Part) -> Plan:
+    """The nodes of the solver that a fit begins from, by one of the methods of `fit_grid`."""
+    return fit_grid(
+        part.denoise,
+        part.starts,
+        options.nfe,
+        method=options.method,
+        schedule=part.denoise.schedule,
+        solver=begin.solver,
+        targets=part.targets,
+        measure=options.measure,
+        sweeps=options.iterations,
+        progress=options.progress,
+        t_start=options.t_start,
+        t_end=options.t_end,
+        **begin.options,
     )
 
 

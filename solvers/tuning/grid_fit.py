@@ -27,7 +27,7 @@ from torch import Tensor
 from ..checks import check_choice, check_whole, check_whole_or_none
 from ..denoiser import Denoiser, check_start
 from ..grids import nodes_at
-from ..location_fit import lowest, reference_plan
+from ..location_fit import lowest
 from ..plan import Plan
 from ..progress import Show, progress_bar
 from ..schedules import NoiseSchedule, is_straight
@@ -35,6 +35,7 @@ from .errors import MEASURES, summary
 from .grid_problem import GridProblem, schedule_of
 from .lattice import dp_nodes
 from .proxy import MidpointProxy
+from .references import reference_plan
 from .search import coordinate_search
 from .trajectory import Trajectory, record
 from .trials import REFERENCE_NFE, Trials, converged

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..checks import check_whole
 from ..denoiser import Denoiser
-from ..location_fit import OF_A_GRID, OF_THE_RUN, default_solver
+from ..location_fit import OF_A_GRID, default_solver
 from ..logistic import default_location
 from ..plan import Plan
 from ..registry import make_plan
 from ..schedules import NoiseSchedule
 from .grid_family import GridFamily
+from .references import OF_THE_RUN
 
 OF_THE_NODES = ("t_start", "t_end", "shift", "snap")
 """What `make_plan` takes of a spaced grid only."""
@@ -49,6 +50,7 @@ class GridProblem:
         for key in OF_A_GRID:
             if key in options:
                 raise ValueError(f"{key}={options[key]!r}: the grid is what is fitted")
+        options = {key: value for key, value in options.items() if value is not None}
         if solver is None:
             solver, own = default_solver(schedule)
             options = {**own, **options}

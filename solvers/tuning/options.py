@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..checks import check_choice, check_kind, check_whole
 from ..progress import Show
+from .grid_fit import METHODS as WITHOUT_GRADIENTS
 
 LEVELS = ("grid", "coefficients", "full")
 OBJECTIVES = ("log", "huber", "mse")
 ROWS = ("both", "consistent", "free")
+METHODS = ("gradient", *WITHOUT_GRADIENTS)
 OPTIMISERS = ("preconditioned", "adam")
 
 
@@ -29,6 +31,8 @@ class Tuning:
     level : "grid": the nodes, on which a registered solver recomputes its coefficients;
         "coefficients": the coefficients, lower triangular in the history, on the solver's own
         nodes; "full": both, and the times that the network is told.
+    method : of level "grid", "gradient" or one of `fit_grid` for networks that can only be called:
+        "location", "lattice", "proxy" or "search".
     solver : the registered solver to begin from, with ``solver_options`` as `make_plan` takes them;
         None takes the best of a few on the starts.
     rows : "consistent" keeps the identities, so that data at one point stay exact, "free" gives
@@ -40,7 +44,8 @@ class Tuning:
     reference_nfe : evaluations of the run that they are else taken from.
     guidance : (low, high) fits one plan for a range of guidance scales, of a denoiser whose
         guidance is a `ClassifierFree`; None fits it for the denoiser as it is.
-    iterations : steps of the optimiser for each fit, by default as many as the level needs.
+    iterations : steps of the optimiser for each fit, by default as many as the level needs; of the
+        methods "location" and "search" the sweeps.
     batch_size : starts of one step.
     optimiser : "preconditioned": Adam's steps in coordinates where the curvature of the objective,
         measured first, is the same in all directions; "adam": in the parameters themselves.
@@ -60,6 +65,7 @@ class Tuning:
     nfe: int = 8
     level: str = "full"
     _: KW_ONLY
+    method: str = "gradient"
     solver: str | None = None
     solver_options: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "both"
@@ -85,6 +91,7 @@ class Tuning:
         for name, choices in (
             ("level", LEVELS),
             ("objective", OBJECTIVES),
+            ("method", METHODS),
             ("rows", ROWS),
             ("optimiser", OPTIMISERS),
         ):
@@ -111,6 +118,12 @@ class Tuning:
                     "a positive number" if high == math.inf else f"a number in ({max(low, 0):g}, 1)"
                 )
                 raise ValueError(f"{name}={value!r}: need {allowed}")
+        if self.method != "gradient" and self.level != "grid":
+            raise ValueError(
+                f"method={self.method!r} fits nodes alone: give level='grid', not {self.level!r}"
+            )
+        if self.method != "gradient" and self.guidance is not None:
+            raise ValueError(f"method={self.method!r} fits to one guidance scale, not to a range")
         if self.guidance is not None:
             _check_range_of_scales(self.guidance)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +17,19 @@ from ..schedules import NoiseSchedule
 from .errors import for_samples
 
 SCALE = 1.7
+OF_THE_RUN = ("t_start", "t_end", "shift", "snap", "denoise_to_zero")
+"""Options of `make_plan` that say between which ends a run goes."""
 
 
 def reference_plan(
-    schedule: NoiseSchedule,
-    nfe: int = 100,
-    *,
-    t_start: float | None = None,
-    t_end: float | None = None,
+    schedule: NoiseSchedule, nfe: int = 100, *, location: float | None = None, **options: Any
 ) -> Plan:
-    """UniPC-3 on a wide logistic grid: its error is a small share of that of few evaluations."""
-    return make_plan("unipc", schedule, nfe=nfe, order=3, scale=SCALE, t_start=t_start, t_end=t_end)
+    """UniPC-3 on a wide logistic grid: its error is a small share of that of few evaluations.
+
+    Of ``options`` it takes the ends of the run, see `OF_THE_RUN`.
+    """
+    ends = {key: value for key, value in options.items() if key in OF_THE_RUN}
+    return make_plan("unipc", schedule, nfe=nfe, order=3, location=location, scale=SCALE, **ends)
 
 
 def reference_batches(

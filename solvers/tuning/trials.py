@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..location_fit import reference_plan
 from ..plan import Plan
-from ..running import sample
 from ..schedules import NoiseSchedule
 from .errors import for_samples, plan_errors
+from .references import reference_plan, reference_targets
 
 REFERENCE_NFE = 100
 
@@ -64,15 +63,9 @@ class Trials:
         return known[:count]
 
 
-@torch.no_grad()
 def converged(
     denoise: Any, starts: Tensor, schedule: NoiseSchedule, batch_size: int, **ends: Any
 ) -> Tensor:
-    """Where a long run of UniPC-3 ends: (B, *event)."""
+    """Where a long run ends: (B, *event)."""
     plan = reference_plan(schedule, REFERENCE_NFE, **ends)
-    rows = torch.arange(len(starts)).split(batch_size)
-    parts = [
-        sample(for_samples(denoise, part, len(starts)), starts[part.to(starts.device)], plan)
-        for part in rows
-    ]
-    return torch.cat(parts)
+    return reference_targets(denoise, starts, plan, batch_size=batch_size)

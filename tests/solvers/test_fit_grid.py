@@ -17,6 +17,7 @@ from logsnr.solvers import (
     make_plan,
     sample,
     search_mask,
+    tune,
     uniform_mask,
 )
 from logsnr.solvers.grids import nodes_at
@@ -257,3 +258,23 @@ def test_bad_options_of_the_search_for_masks(keywords, message):
     plan = make_plan("unipc", VPLinear(), nfe=8)
     with pytest.raises(ValueError, match=message):
         search_mask(network, normal(4, 4), plan, **{"nfe": 4, **keywords})
+
+
+def test_the_methods_are_methods_of_tune():
+    """With its split of the starts, and its verdict."""
+    schedule = VPLinear()
+    denoise = exact_denoiser(WIDE, schedule, "sample")
+    plan = tune(
+        denoise,
+        normal(36, 4),
+        nfe=6,
+        level="grid",
+        method="location",
+        solver="unipc",
+        solver_options={"order": 2},
+    )
+    assert plan.nfe == 6 and plan.options["fit"]["method"] == "location"
+    assert plan.options["tuned"]["accepted"] and plan.options["tuned"]["held_out"] == 13
+    for keywords in ({"level": "full"}, {"level": "grid", "guidance": (1.0, 2.0)}):
+        with pytest.raises(ValueError, match="method='location'"):
+            tune(denoise, normal(36, 4), method="location", **keywords)
