@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,14 +59,8 @@ class CounterNoise:
 
     def __post_init__(self) -> None:
         check_seed(self.seed, "seed")
-        if self.samples is None:
-            return
-        listed = self.samples.tolist() if isinstance(self.samples, Tensor) else self.samples
-        if not isinstance(listed, Sequence):
-            raise ValueError(f"samples={self.samples!r}: need a list of whole numbers")
-        for sample in listed:
-            check_seed(sample, "samples")
-        object.__setattr__(self, "samples", tuple(listed))
+        if self.samples is not None:
+            object.__setattr__(self, "samples", listed_samples(self.samples))
 
     def check(self, plan: Plan, x: Tensor) -> None:
         """ValueError unless a batch x (B, *event) holds as many as ``samples``."""
@@ -79,6 +73,16 @@ class CounterNoise:
         """Standard normals with the shape, dtype and device of ``like`` (B, *event)."""
         samples = range(len(like)) if self.samples is None else self.samples
         return normals([(self.seed, int(sample)) for sample in samples], term, like)
+
+
+def listed_samples(samples: Any) -> tuple[int, ...]:
+    """The numbers of samples, or ValueError for what is no list of such."""
+    listed = samples.tolist() if isinstance(samples, Tensor) else samples
+    if not isinstance(listed, Sequence):
+        raise ValueError(f"samples={samples!r}: need a list of whole numbers")
+    for sample in listed:
+        check_seed(sample, "samples")
+    return tuple(listed)
 
 
 def normals(keys: Sequence[tuple[int, int]], term: Noise, like: Tensor) -> Tensor:
