@@ -25,6 +25,7 @@ from .tables import Table
 STEP = 5e-4
 """Root mean square of the change of the state: above the rounding of float32, below what the
 network's own curvature shows."""
+FEATURE_STEP = 1e-2
 GROUPS = 256
 """States of one call, at most."""
 
@@ -38,10 +39,11 @@ def curvature(family: Family, theta: Tensor, parts: Parts, name: str, scale: flo
         for rows in torch.arange(len(whole.starts)).split(8):
             part = whole.rows(rows)
             x, tangents = forward(part, table, slope, family)
-            gaps = (x.double() - part.targets.double()).flatten(1)
+            gaps = part.gaps(x).double()
             squares = gaps.square().mean(1)
             each = 2 * weights(name, squares, scale) / gaps.shape[1] / parts.count
-            jacobian = tangents.flatten(2).double() * each.sqrt()[None, :, None]
+            seen = tangents.flatten(2) if part.features is None else _seen(part, x, tangents)
+            jacobian = seen.double() * each.sqrt()[None, :, None]
             flat = jacobian.flatten(1).cpu()
             if torch.isfinite(flat).all():
                 total += flat @ flat.T
@@ -80,6 +82,16 @@ def forward(part: Part, table: Table, slope: Slope, family: Family) -> tuple[Ten
         values.append(value)
         tangents.append(derivative)
     raise AssertionError("the last row returns")
+
+
+def _seen(part: Part, x: Tensor, tangents: Tensor) -> Tensor:
+    """What the features (P, B, m) make of the tangents, by differences."""
+    here, found = part.gaps(x), []
+    for tangent in tangents:
+        size = float(tangent.square().mean().sqrt())
+        h = FEATURE_STEP / size if size > 0 else 0.0
+        found.append((part.gaps(x + h * tangent) - here) / h if h else torch.zeros_like(here))
+    return torch.stack(found)
 
 
 class _Predictions:

@@ -75,9 +75,19 @@ class Comparison:
         return self.ratio < 1 and self.p_value <= 1 - self.confidence
 
 
-def distances(x: Tensor, target: Tensor) -> Tensor:
-    """(B,) float64 root mean squares of x - target (B, *event); inf where x is not finite."""
-    gaps = (x.detach().double() - target.to(x.device).double()).flatten(1).square().mean(1).sqrt()
+Features = Callable[[Tensor], Tensor]
+"""(B, *event) samples -> (B, ...) what a distance is taken of: a network's features, say."""
+
+
+def distances(x: Tensor, target: Tensor, features: Features | None = None) -> Tensor:
+    """(B,) float64 root mean squares of x - target (B, *event); inf where x is not finite.
+
+    With ``features``, those of the differences of what that makes of both.
+    """
+    a, b = x.detach(), target.to(x.device)
+    if features is not None:
+        a, b = features(a), features(b)
+    gaps = (a.double() - b.double()).flatten(1).square().mean(1).sqrt()
     return torch.where(torch.isfinite(gaps), gaps, math.inf).cpu()
 
 
@@ -90,6 +100,7 @@ def plan_errors(
     *,
     batch_size: int = 64,
     noise: Any = None,
+    features: Features | None = None,
 ) -> Tensor:
     """The error of every start: (B,) float64; inf for a run that did not stay finite.
 
@@ -98,12 +109,13 @@ def plan_errors(
     starts, targets : (B, *event), the start states and the converged solutions from them.
     batch_size : starts that run at once. Conditions with one entry a start are divided with them.
     noise : of plans that add noise, see `sample`.
+    features : what distances are taken of, see `distances`.
     """
     found = []
     for rows in torch.arange(len(starts)).split(batch_size):
         part = for_samples(denoise, rows, len(starts))
         x = run_finite(plan, part, starts[rows.to(starts.device)], noise)
-        found.append(distances(x, targets[rows.to(targets.device)]))
+        found.append(distances(x, targets[rows.to(targets.device)], features))
     return torch.cat(found)
 
 

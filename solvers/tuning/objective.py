@@ -8,7 +8,8 @@ evaluation's graph and of the history.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,21 +84,35 @@ def _combined(row: Tensor, basis: list[Tensor]) -> Tensor:
     return total
 
 
+class Gradient(NamedTuple):
+    """Of the mean objective over the starts of a part: by theta (P,), and by the starts."""
+
+    loss: float
+    theta: Tensor
+    starts: Tensor | None
+
+
 def gradient(
-    family: Family, theta: Tensor, part: Part, name: str, scale: float
-) -> tuple[float, Tensor]:
-    """The mean objective over the part's starts, and its gradient by theta (P,)."""
+    family: Family,
+    theta: Tensor,
+    part: Part,
+    name: str,
+    scale: float,
+    *,
+    by_starts: bool = False,
+) -> Gradient:
+    """The mean objective over the part's starts, and its gradient."""
     table, slope = family.table(theta), family.slope(theta)
     weights = table.weights.clone().requires_grad_()
     times, told = table.times.requires_grad_(), table.told.requires_grad_()
+    leaves = [weights, times, told]
+    if by_starts:
+        part = replace(part, starts=part.starts.detach().clone().requires_grad_())
+        leaves.append(part.starts)
     with torch.enable_grad():
         x = endpoint(part, table, weights, times, told, family.schedule)
-        gaps = (x - part.targets).flatten(1)
-        loss = losses(name, gaps.square().mean(1), scale).mean()
-        found = torch.autograd.grad(loss, (weights, times, told), allow_unused=True)
-    by_weights, by_times, by_told = (
-        torch.zeros_like(v) if g is None else g
-        for g, v in zip(found, (weights, times, told), strict=True)
-    )
-    total = (slope.weights * by_weights).sum((1, 2)) + slope.times @ by_times + slope.told @ by_told
-    return float(loss.detach()), total
+        loss = losses(name, part.gaps(x).square().mean(1), scale).mean()
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    by = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
+    total = (slope.weights * by[0]).sum((1, 2)) + slope.times @ by[1] + slope.told @ by[2]
+    return Gradient(float(loss.detach()), total, by[3] if by_starts else None)

@@ -13,6 +13,7 @@ from .family import Family
 from .objective import gradient, losses
 from .options import Tuning
 from .problem import Parts
+from .relaxed import RelaxedStarts
 from .state import Checkpoint
 
 CHECKS = 8
@@ -44,6 +45,7 @@ class Fit:
         self.state["second"] = torch.zeros((), dtype=torch.float64)
         self.best = self._held_out(zero)
         self.rate = options.rate
+        self.relaxed = RelaxedStarts(parts, options.relax) if options.relax else None
 
     def run(self, show: Callable[[int], None]) -> Tensor:
         """theta of the best iterate."""
@@ -82,8 +84,15 @@ class Fit:
         """One step. One that leads to no finite objective is taken back, and the rate halved."""
         state, number = self.state, self.step
         batch = self.parts.batch(number, self.options.batch_size, self.options.seed)
+        relaxed = self.relaxed
         try:
-            _, slope = gradient(self.family, state["theta"], batch, *self._objective)
+            _, slope, by_starts = gradient(
+                self.family,
+                state["theta"],
+                batch if relaxed is None else relaxed.moved(batch),
+                *self._objective,
+                by_starts=relaxed is not None,
+            )
         except (ValueError, ArithmeticError):
             slope = torch.full_like(state["theta"], math.nan)
         if not torch.isfinite(slope).all():
@@ -91,6 +100,8 @@ class Fit:
             state["theta"] = state["best"].clone()
             state["first"] = torch.zeros_like(state["first"])
             return
+        if relaxed is not None and by_starts is not None:
+            relaxed.follow(batch, by_starts)
         slope = state["frame"].T @ slope
         state["first"] = FIRST * state["first"] + (1 - FIRST) * slope
         # One size for all: the frame has made the directions alike.
@@ -127,12 +138,20 @@ class Fit:
     def _keep(self, *, now: bool = False) -> None:
         for key, value in self.state.items():
             self.kept.tensors[f"{self.name}.{key}"] = value
+        for number, offsets in enumerate(self._offsets):
+            self.kept.tensors[f"{self.name}.offsets{number}"] = offsets.cpu()
         values = {"step": self.step, "best": self.best, "rate": self.rate}
         self.kept.values.update({f"{self.name}.{key}": value for key, value in values.items()})
         self.kept.save(now=now)
 
     def _take_up(self) -> None:
         self.state = {key: self.kept.tensors[f"{self.name}.{key}"].clone() for key in NAMES}
+        for number, offsets in enumerate(self._offsets):
+            offsets.copy_(self.kept.tensors[f"{self.name}.offsets{number}"])
         self.step, self.best, self.rate = (
             self.kept.values[f"{self.name}.{key}"] for key in ("step", "best", "rate")
         )
+
+    @property
+    def _offsets(self) -> list[Tensor]:
+        return [] if self.relaxed is None else self.relaxed.offsets

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_kind, check_whole
 from ..progress import Show
+from .errors import Features
 from .grid_fit import METHODS as WITHOUT_GRADIENTS
 
 LEVELS = ("grid", "coefficients", "full")
@@ -19,6 +20,7 @@ OBJECTIVES = ("log", "huber", "mse")
 ROWS = ("both", "consistent", "free")
 METHODS = ("gradient", *WITHOUT_GRADIENTS)
 OPTIMISERS = ("preconditioned", "adam")
+LEAST = {"nfe": 1, "batch_size": 1, "beginnings": 1, "seed": 0, "reference_nfe": 4}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,14 @@ class Tuning:
         None takes the best of a few on the starts.
     rows : "consistent" keeps the identities, so that data at one point stay exact, "free" gives
         them up; "both" fits both, and validation chooses.
+    told : at level "full", whether the times that the network is told are free, too.
     objective : what is made small of the errors e_i of the starts. "log": the mean of log e_i, for
         the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber": between both.
+    features : a function of samples (B, *event), a network's features say; errors are then those of
+        what it makes of the sample and of the solution. Gradients pass through it.
+    relax : the starts may move while they are fitted to, by this share of their size at most; 0
+        leaves them.
+    beginnings : how many of the solvers the fit begins from, the best of them first.
     t_start, t_end : the ends of the grid; by default those of the denoiser's schedule.
     targets : the converged solutions (B, *event) of the starts, if they are there already.
     reference_nfe : evaluations of the run that they are else taken from.
@@ -69,7 +77,11 @@ class Tuning:
     solver: str | None = None
     solver_options: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "both"
+    told: bool = True
     objective: str = "log"
+    features: Features | None = None
+    relax: float = 0.0
+    beginnings: int = 1
     t_start: float | None = None
     t_end: float | None = None
     targets: Tensor | None = None
@@ -96,7 +108,7 @@ class Tuning:
             ("optimiser", OPTIMISERS),
         ):
             check_choice(name, getattr(self, name), choices)
-        for name, least in (("nfe", 1), ("batch_size", 1), ("seed", 0), ("reference_nfe", 4)):
+        for name, least in LEAST.items():
             check_whole(name, getattr(self, name), least)
         if self.iterations is not None:
             check_whole("iterations", self.iterations, 0)
@@ -110,6 +122,7 @@ class Tuning:
             ("validation", 0.0, 1.0),
             ("confidence", 0.5, 1.0),
             ("average", -1e-300, 1.0),
+            ("relax", -1e-300, 1.0),
         ):
             value = getattr(self, name)
             check_kind(name, value, 0.0)
@@ -124,6 +137,9 @@ class Tuning:
             )
         if self.method != "gradient" and self.guidance is not None:
             raise ValueError(f"method={self.method!r} fits to one guidance scale, not to a range")
+        check_kind("told", self.told, True)
+        if self.features is not None and not callable(self.features):
+            raise ValueError(f"features={self.features!r}: need a function of samples, or None")
         if self.guidance is not None:
             _check_range_of_scales(self.guidance)
 
