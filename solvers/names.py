@@ -26,7 +26,16 @@ Options = dict[str, Any]
 # Keys are in the form of `_spelled`. The names are those of ComfyUI, of AUTOMATIC1111's web UI and
 # of diffusers (without "Scheduler"); docs/pipelines.md has them side by side.
 ALIASES: dict[str, tuple[str, Options]] = {
-    "ddpm": ("ddim", {"eta": 1.0}),
+    "euler-a": ("euler-ancestral", {}),
+    "eulerancestraldiscrete": ("euler-ancestral", {}),
+    "dpm2-a": ("dpm2-ancestral", {}),
+    "dpm-2-a": ("dpm2-ancestral", {}),
+    "dpm-2-ancestral": ("dpm2-ancestral", {}),
+    "kdpm2ancestraldiscrete": ("dpm2-ancestral", {}),
+    "dpmpp-2s-a": ("dpm++2s-ancestral", {}),
+    "flow-grpo": ("euler-maruyama", {"diffusion": "flow-grpo"}),
+    "dance-grpo": ("euler-maruyama", {"diffusion": "constant"}),
+    "flow-cps": ("cps", {}),
     "flowmatcheulerdiscrete": ("ddim", {}),
     "eulerdiscrete": ("euler", {}),
     "edmeuler": ("euler", {}),
@@ -55,21 +64,10 @@ ALIASES: dict[str, tuple[str, Options]] = {
     "dpm-v3": ("dpm-solver-v3", {}),
 }
 
-_ANCESTRAL = (
-    "ancestral sampling is 'ddim' with eta=1.0; no other solver here adds noise at each step"
-)
 _SDE = "of solvers of the SDE there is only 'ddim' with eta=1.0"
 _ADAPTIVE = "steps of automatic size are sample_adaptive, and adaptive() with run_pipeline"
 _DISTILLED = "it is for distilled networks, and no solver of an ODE"
 ABSENT: dict[str, str] = {
-    "euler-a": _ANCESTRAL,
-    "euler-ancestral": _ANCESTRAL,
-    "eulerancestraldiscrete": _ANCESTRAL,
-    "dpm2-a": _ANCESTRAL,
-    "dpm-2-ancestral": _ANCESTRAL,
-    "kdpm2ancestraldiscrete": _ANCESTRAL,
-    "dpmpp-2s-a": _ANCESTRAL,
-    "dpmpp-2s-ancestral": _ANCESTRAL,
     "dpmpp-sde": _SDE,
     "dpmpp-2m-sde": _SDE,
     "dpmpp-3m-sde": _SDE,

@@ -54,6 +54,16 @@ def sqrt(x: Any) -> Any:
     return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
 
 
+def sin(x: Any) -> Any:
+    """The sine."""
+    return torch.sin(x) if isinstance(x, Tensor) else math.sin(x)
+
+
+def cos(x: Any) -> Any:
+    """The cosine."""
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
 def atan(x: Any) -> Any:
     """The inverse tangent."""
     return torch.atan(x) if isinstance(x, Tensor) else math.atan(x)

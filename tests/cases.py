@@ -125,7 +125,10 @@ SHARED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "corrector": (False, True),
     "lower_order_final": (False, True),
     "eta": (0.0, 0.5, 1.0),
+    "variance": ("small", "large"),
 }
+INCONSISTENT = {"ddpm": {"variance": "large"}, "euler-maruyama": {}}
+"""Solvers whose plans do not obey the identities, with the options for which that is so."""
 
 Options = dict[str, Any]
 NFE = 12
@@ -179,12 +182,35 @@ def label(name: str, options: Options) -> str:
     return "-".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
+@cache
+def _example(name: str, options: tuple[tuple[str, Any], ...]) -> Plan:
+    return make_plan(name, SCHEDULES["vp_linear"], nfe=NFE, **dict(options))
+
+
 def is_stochastic(name: str, options: Options) -> bool:
-    return make_plan(name, SCHEDULES["vp_linear"], nfe=NFE, **options).stochastic
+    return _example(name, tuple(options.items())).stochastic
 
 
-def deterministic_cases() -> list[Any]:
-    return [case for case in solver_cases() if not is_stochastic(*case.values)]
+def is_consistent(name: str, options: Options) -> bool:
+    """Whether the plans promise the identities; all do but those that are listed."""
+    broken = INCONSISTENT.get(name)
+    return broken is None or any(options.get(key) != value for key, value in broken.items())
+
+
+def deterministic_cases(*, consistent: bool = True) -> list[Any]:
+    """(solver, options) as pytest parameters, without noise; all or only `is_consistent` ones."""
+    return [
+        case
+        for case in solver_cases()
+        if not is_stochastic(*case.values) and (not consistent or is_consistent(*case.values))
+    ]
+
+
+@cache
+def without_noise(name: str) -> Options | None:
+    """The first options with which the solver adds no noise; None if it always does."""
+    quiet = (options for options in main_options(name) if not is_stochastic(name, options))
+    return {} if not is_stochastic(name, {}) else next(quiet, None)
 
 
 def grids(range_name: str, nfe: int) -> list[Options]:

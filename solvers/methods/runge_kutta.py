@@ -143,15 +143,15 @@ def runge_kutta(
 
 
 def layout(
-    grid: Grid, nfe: int | None, stages: int, *, from_noise: bool = False
+    grid: Grid, nfe: int | None, stages: int, *, space: str = "noise", from_noise: bool = False
 ) -> tuple[list[Node], list[int]]:
-    """The nodes and the number of evaluations of every step.
+    """The nodes and the number of evaluations of every step, of a method in ``space``.
 
     ``from_noise`` says that a step from pure noise may have all its stages.
     """
     if grid.intervals is not None:
         nodes = grid.nodes(grid.intervals)
-        counts = _most(nodes, stages, from_noise)
+        counts = _most(nodes, stages, space, from_noise)
         most = sum(counts)
         least = most - (max(counts) - 1)
         if nfe is not None and not least <= nfe <= most:
@@ -164,15 +164,15 @@ def layout(
         raise ValueError(f"nfe={nfe!r}: need at least 1")
     for steps in range(math.ceil(nfe / stages), nfe + 1):
         nodes = grid.nodes(steps)
-        counts = _most(nodes, stages, from_noise)
+        counts = _most(nodes, stages, space, from_noise)
         if sum(counts) >= nfe:
             break
     return nodes, _reduced(counts, nfe)
 
 
-def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
+def _most(nodes: Sequence[Node], stages: int, space: str, from_noise: bool) -> list[int]:
     """Evaluations of every step: all stages where they exist and help, otherwise one."""
-    frame = Frame.of("noise", nodes)
+    frame = Frame.of(space, nodes)
     noisy = [not from_noise and frame.single_evaluation(*step) for step in pairwise(nodes)]
     return [
         1 if frame.ends(end) or single else stages
@@ -233,7 +233,7 @@ def _inner(
             places.append((i, c))
             lams.append(-scalar.log(rho_s + c * (rho_t - rho_s)))
     found: list[dict[float, Node]] = [{} for _ in steps]
-    for (i, c), node in zip(places, _at_lams(schedule, lams), strict=True):
+    for (i, c), node in zip(places, at_lams(schedule, lams), strict=True):
         found[i][c] = node
     return found
 
@@ -254,7 +254,7 @@ def _raised(nodes: Sequence[Node], gammas: Sequence[float], schedule: NoiseSched
         return list(nodes)
     top = schedule.lam(schedule.t_max)
     lams = [max(n.lam - math.log1p(g), top) for n, g in zip(nodes, gammas, strict=True)]
-    raised = _at_lams(schedule, lams)
+    raised = at_lams(schedule, lams)
     return [
         up if gamma > 0 and lam < node.lam else node
         for node, up, gamma, lam in zip(nodes, raised, gammas, lams, strict=True)
@@ -270,8 +270,9 @@ def _noise_row(base: int, node: Node, up: Node, above: float, amplitude: float) 
     return Row(up, ((base, a),), noise=(noise,))
 
 
-def _at_lams(schedule: NoiseSchedule, lams: Sequence[float]) -> list[Node]:
-    # In any order, unlike `nodes_at_lams`, and all at once, since each call costs tensor work.
+def at_lams(schedule: NoiseSchedule, lams: Sequence[float]) -> list[Node]:
+    """Nodes at ``lams`` in any order, unlike `nodes_at_lams`."""
+    # All at once, since each call costs tensor work.
     times = schedule.time(scalar.vector(lams))
     columns = map(scalar.numbers, (times, schedule.alpha(times), schedule.sigma(times)))
     return [Node(*entry) for entry in zip(*columns, strict=True)]
