@@ -169,12 +169,13 @@ def main_options(name: str) -> list[Options]:
     ]
 
 
-def solver_cases(*, every: bool = False) -> list[Any]:
-    """(solver, options) as pytest parameters."""
+def solver_cases(*, every: bool = False, consistent: bool = False) -> list[Any]:
+    """(solver, options) as pytest parameters; all, or those that keep the identities."""
     return [
         pytest.param(name, options, id=label(name, options))
         for name in SOLVERS
         for options in (every_option(name) if every else main_options(name))
+        if not consistent or is_consistent(name, options)
     ]
 
 
@@ -198,12 +199,9 @@ def is_consistent(name: str, options: Options) -> bool:
 
 
 def deterministic_cases(*, consistent: bool = True) -> list[Any]:
-    """(solver, options) as pytest parameters, without noise; all or only `is_consistent` ones."""
-    return [
-        case
-        for case in solver_cases()
-        if not is_stochastic(*case.values) and (not consistent or is_consistent(*case.values))
-    ]
+    """`solver_cases` without noise."""
+    cases = solver_cases(consistent=consistent)
+    return [case for case in cases if not is_stochastic(*case.values)]
 
 
 @cache

@@ -21,6 +21,7 @@ A step to sigma = 0, or one from pure noise, is Euler's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,6 +29,7 @@ from ..grids import Grid
 from ..plan import Node, Plan, Row
 from ..registry import solver
 from ..scalar import is_tensor, plain
+from ..schedules import NoiseSchedule
 from .multistep import SPACES, first_order
 from .pure_noise import Frame
 from .runge_kutta import at_lams, layout
@@ -122,12 +124,12 @@ def _ancestral(
 ) -> Plan:
     if not 0 <= s_noise < math.inf:
         raise ValueError(f"s_noise={s_noise!r}: need a number of at least 0")
-    nodes, counts = layout(grid, nfe, stages, space=space)
+    nodes, counts = layout(grid, nfe, stages)
     etas = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
     parts = [posterior_split(*step, e) for step, e in zip(pairwise(nodes), etas, strict=True)]
-    halved = [part for part, count in zip(parts, counts, strict=True) if count == 2]
-    lams = [(part.start.lam + part.down.lam) / 2 for part in halved]
-    middles = iter(at_lams(grid.schedule, lams))
+    middles = iter(
+        _middles(grid.schedule, [p for p, n in zip(parts, counts, strict=True) if n == 2])
+    )
     rows, frame = [Row(nodes[0])], Frame.of(space, nodes)
     for part, count in zip(parts, counts, strict=True):
         if count == 2:
@@ -136,6 +138,16 @@ def _ancestral(
             rows.append(first_order_step(rows, part, frame, s_noise))
     consistent = s_noise == 1 or not any(row.noise for row in rows)
     return Plan(tuple(rows), options=recorded("eta", eta, etas), consistent=consistent)
+
+
+def _middles(schedule: NoiseSchedule, parts: Sequence[Split]) -> list[Node]:
+    """The nodes half way from the start to ``down`` in lambda."""
+    lams = [(part.start.lam + part.down.lam) / 2 for part in parts]
+    # With eta = 1 it is the end, which rounding would put beyond the range.
+    return [
+        part.end if abs(plain(node.lam - part.end.lam)) < 1e-12 * abs(plain(part.end.lam)) else node
+        for part, node in zip(parts, at_lams(schedule, lams), strict=True)
+    ]
 
 
 def first_order_step(rows: list[Row], part: Split, frame: Frame, s_noise: float = 1.0) -> Row:

@@ -143,15 +143,15 @@ def runge_kutta(
 
 
 def layout(
-    grid: Grid, nfe: int | None, stages: int, *, space: str = "noise", from_noise: bool = False
+    grid: Grid, nfe: int | None, stages: int, *, from_noise: bool = False
 ) -> tuple[list[Node], list[int]]:
-    """The nodes and the number of evaluations of every step, of a method in ``space``.
+    """The nodes and the number of evaluations of every step.
 
     ``from_noise`` says that a step from pure noise may have all its stages.
     """
     if grid.intervals is not None:
         nodes = grid.nodes(grid.intervals)
-        counts = _most(nodes, stages, space, from_noise)
+        counts = _most(nodes, stages, from_noise)
         most = sum(counts)
         least = most - (max(counts) - 1)
         if nfe is not None and not least <= nfe <= most:
@@ -164,15 +164,15 @@ def layout(
         raise ValueError(f"nfe={nfe!r}: need at least 1")
     for steps in range(math.ceil(nfe / stages), nfe + 1):
         nodes = grid.nodes(steps)
-        counts = _most(nodes, stages, space, from_noise)
+        counts = _most(nodes, stages, from_noise)
         if sum(counts) >= nfe:
             break
     return nodes, _reduced(counts, nfe)
 
 
-def _most(nodes: Sequence[Node], stages: int, space: str, from_noise: bool) -> list[int]:
+def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
     """Evaluations of every step: all stages where they exist and help, otherwise one."""
-    frame = Frame.of(space, nodes)
+    frame = Frame.of("noise", nodes)
     noisy = [not from_noise and frame.single_evaluation(*step) for step in pairwise(nodes)]
     return [
         1 if frame.ends(end) or single else stages

@@ -16,6 +16,7 @@ from cases import (
     main_options,
     normal,
     plan_for,
+    without_noise,
 )
 
 from logsnr.benchmarks.problems.analytic import exact_denoiser
@@ -49,7 +50,8 @@ def test_identities_hold_on_every_grid(name, range_name):
                 continue
             plan = plan_for(name, {**arguments, "invert": True}, options)
             last = len(plan.rows) - 1
-            assert max(identity_residual(plan.rows, k) for k in (1, last // 2, last)) < 1e-12
+            residuals = (identity_residual(plan.rows, k) for k in (1, last // 2, last))
+            assert not plan.consistent or max(residuals) < 1e-12
             down = plan_for(name, arguments, options)
             assert plan.nfe == down.nfe
             assert plan.rows[0].node == down.rows[-1].node
@@ -58,13 +60,13 @@ def test_identities_hold_on_every_grid(name, range_name):
 
 
 @pytest.mark.parametrize("range_name", GRIDS)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [name for name in SOLVERS if without_noise(name) is not None])
 def test_the_exact_path_upwards_is_found_and_leads_back(name, range_name):
     range_ = RANGES[range_name]
     denoise = exact_denoiser(GAUSSIAN, range_.schedule, "flow_prediction")
     errors, returns = [], []
     for nfe in (36, 108):
-        up, down = both(name, {}, range_name, GRIDS[range_name], nfe)
+        up, down = both(name, without_noise(name) or {}, range_name, GRIDS[range_name], nfe)
         first = up.rows[0].node
         x0 = first.alpha * GAUSSIAN.draw(3, torch.Generator().manual_seed(0))
         x0 = x0 + first.sigma * normal(3, 4, seed=2)

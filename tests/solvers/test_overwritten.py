@@ -102,7 +102,11 @@ WAYS: dict[str, Callable[[Denoiser, torch.Tensor], torch.Tensor]] = {
     "reference": lambda d, x: reference_solution(d, x, FLOW, rtol=1e-4)[0],
     **{
         f"k-diffusion {name}": lambda d, x, name=name: SAMPLERS[name](
-            to_k_diffusion(d), x, torch.tensor([10.0, 4.0, 1.0, 0.3, 0.0]), disable=True
+            to_k_diffusion(d),
+            x,
+            torch.tensor([10.0, 4.0, 1.0, 0.3, 0.0]),
+            disable=True,
+            noise_sampler=7,
         )
         for name in SAMPLERS
     },

@@ -16,6 +16,7 @@ from cases import (
     Range,
     deterministic_cases,
     every_option,
+    is_consistent,
     is_stochastic,
     main_options,
     normal,
@@ -101,7 +102,7 @@ def test_point_mass_is_followed_along_the_whole_path(name):
     denoise = exact_denoiser(problem, range_.schedule)
     x = start(range_, problem)
     for options in main_options(name):
-        if is_stochastic(name, options):
+        if is_stochastic(name, options) or not is_consistent(name, options):
             continue
         plan, seen = build(name, options, range_, 12, "logsnr"), []
         result = sample(denoise, x, plan, callback=seen.append)

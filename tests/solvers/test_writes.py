@@ -176,7 +176,9 @@ def test_samplers_of_k_diffusion(name):
         return denoised
 
     sigmas = torch.tensor([10.0, 4.0, 1.0, 0.3, 0.0], dtype=torch.float64)
-    run = lambda model, x: SAMPLERS[name](model, x, sigmas, disable=True)  # noqa: E731
+    run = lambda model, x: SAMPLERS[name](  # noqa: E731
+        model, x, sigmas, disable=True, noise_sampler=7
+    )
     assert_the_same(run, clean, model)
     assert_the_same(run, clean, dirty)
     plan = make_plan("heun", from_k_diffusion(clean).schedule, nfe=6)
