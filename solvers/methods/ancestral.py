@@ -127,9 +127,8 @@ def _ancestral(
     nodes, counts = layout(grid, nfe, stages)
     etas = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
     parts = [posterior_split(*step, e) for step, e in zip(pairwise(nodes), etas, strict=True)]
-    middles = iter(
-        _middles(grid.schedule, [p for p, n in zip(parts, counts, strict=True) if n == 2])
-    )
+    halved = [part for part, count in zip(parts, counts, strict=True) if count == 2]
+    middles = iter(_middles(grid.schedule, halved))
     rows, frame = [Row(nodes[0])], Frame.of(space, nodes)
     for part, count in zip(parts, counts, strict=True):
         if count == 2:
