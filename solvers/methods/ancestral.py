@@ -16,6 +16,10 @@ where m is half way from s to ``down`` in lambda, reached by Euler's step: one m
 noise and in the data prediction. With eta = 1 half way to ``down`` is the level of t itself.
 
 A step to sigma = 0, or one from pure noise, is Euler's.
+
+The flow of the ODE takes the distribution at s to that at ``down``, and the noise takes that to the
+one at t. Both are exact, so that the weak order is the order of the deterministic step, although
+as a solution of the SDE, path by path, the whole is of order 1.
 """
 
 from __future__ import annotations
@@ -72,7 +76,7 @@ def euler_ancestral(
     order=lambda options: 2,
     nfe_per_step=2,
     strong=lambda options: 1.0,
-    weak=lambda options: 1.0,
+    weak=lambda options: 2.0,
     title="Ancestral DPM2: a midpoint rule in sigma with fresh noise",
     when="as euler-ancestral, with a second evaluation a step",
     paper="lu2022dpm",
@@ -99,7 +103,7 @@ def dpm2_ancestral(
     order=lambda options: 2,
     nfe_per_step=2,
     strong=lambda options: 1.0,
-    weak=lambda options: 1.0,
+    weak=lambda options: 2.0,
     title="Ancestral DPM++ 2S: a midpoint rule of the data prediction with fresh noise",
     when="as euler-ancestral, with a second evaluation a step; guided models",
     paper="lu2022dpmpp",

@@ -24,6 +24,8 @@ from .stochastic import Split, Strength, recorded, strengths
     "cps",
     order=lambda options: 1,
     nfe_per_step=1,
+    strong=lambda options: 0.0,
+    weak=lambda options: 0.0,
     title="CPS: coefficients-preserving sampling, noise as an angle",
     when="reinforcement learning on flow models: stochastic steps without excess noise",
     paper="wang2025cps",
@@ -37,8 +39,8 @@ def cps(grid: Grid, nfe: int | None = None, *, eta: Strength = 0.7) -> Plan:
     eta : in [0, 1]: a number, a list of one a step, or a function of the time (see
         `stochastic.strengths`). 0 is DDIM; 1 keeps nothing of the state but the prediction.
 
-    The share of fresh noise does not shrink with the steps: as their number grows the result tends
-    to that of the distribution at t_end, and not to one path.
+    The share of fresh noise does not shrink with the steps, so that more of them lead to no limit:
+    the orders are 0.
 
     Raises ValueError for eta outside [0, 1], and for noise in an inversion.
     """
