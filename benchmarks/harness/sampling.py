@@ -40,6 +40,7 @@ from logsnr.adapters import PlanScheduler
 from logsnr.adapters.config.noise_schedules import is_flow
 from logsnr.adapters.k_diffusion import to_k_diffusion
 from logsnr.benchmarks.harness.contenders import PASTED, STOCK, Contender, steps_for
+from logsnr.benchmarks.harness.own_draws import OwnDraws
 from logsnr.solvers import Denoiser, NoiseSchedule, Plan, sample
 
 RHO = 7.0
@@ -215,11 +216,12 @@ class FunctionSampling:
             more["noise_sampler"] = noise_sampler
         if "disable" in has:
             more["disable"] = True
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        own = OwnDraws(draw)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), own:
             torch.manual_seed(noise[0])
             before = torch.get_rng_state()
             found = self.contender.function(model, x, sigmas, **more)
-            drawn = drawn or not torch.equal(before, torch.get_rng_state())
+            drawn = drawn or own.drawn or not torch.equal(before, torch.get_rng_state())
         return found, drawn
 
     def _sigmas(self, steps: int) -> Tensor:
