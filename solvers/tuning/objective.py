@@ -31,7 +31,7 @@ def losses(name: str, squares: Tensor, scale: float) -> Tensor:
     far below it, where a start is as good as exact.
     """
     if name == "log":
-        return torch.log(squares + (1e-3 * scale) ** 2) / 2
+        return torch.log(squares + (1e-2 * scale) ** 2) / 2
     if name == "mse":
         return squares / scale**2
     relative = squares / (0.5 * scale) ** 2
@@ -46,7 +46,14 @@ def weights(name: str, squares: Tensor, scale: float) -> Tensor:
 
 
 def endpoint(
-    part: Part, table: Table, weights: Tensor, times: Tensor, told: Tensor, schedule: NoiseSchedule
+    part: Part,
+    table: Table,
+    weights: Tensor,
+    times: Tensor,
+    told: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    save_memory: bool = True,
 ) -> Tensor:
     """The sample of a table, differentiable in its weights, times and the times told."""
     x, n = part.starts, table.nfe
@@ -57,7 +64,8 @@ def endpoint(
     basis = [x.to(dtype)]
     for k in range(n):
         state = _combined(here[k], basis) if k else basis[0]
-        output = checkpoint(call, state.to(x.dtype), times[k], told[k], use_reentrant=False)
+        asked = state.to(x.dtype), times[k], told[k]
+        output = checkpoint(call, *asked, use_reentrant=False) if save_memory else call(*asked)
         linear = to_data(part.denoise.prediction, _node(times[k], alphas[k], sigmas[k]))
         of_output, of_state = (torch.as_tensor(v).to(x.device, dtype) for v in linear)
         basis.append(of_output * output + of_state * state)
@@ -100,6 +108,7 @@ def gradient(
     scale: float,
     *,
     by_starts: bool = False,
+    save_memory: bool = True,
 ) -> Gradient:
     """The mean objective over the part's starts, and its gradient."""
     table, slope = family.table(theta), family.slope(theta)
@@ -110,7 +119,7 @@ def gradient(
         part = replace(part, starts=part.starts.detach().clone().requires_grad_())
         leaves.append(part.starts)
     with torch.enable_grad():
-        x = endpoint(part, table, weights, times, told, family.schedule)
+        x = endpoint(part, table, weights, times, told, family.schedule, save_memory=save_memory)
         loss = losses(name, part.gaps(x).square().mean(1), scale).mean()
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
     by = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]

@@ -92,6 +92,7 @@ class Fit:
                 batch if relaxed is None else relaxed.moved(batch),
                 *self._objective,
                 by_starts=relaxed is not None,
+                save_memory=self.options.save_memory,
             )
         except (ValueError, ArithmeticError):
             slope = torch.full_like(state["theta"], math.nan)

@@ -14,6 +14,7 @@ from ..checks import check_choice, check_kind, check_whole
 from ..progress import Show
 from .errors import Features
 from .grid_fit import METHODS as WITHOUT_GRADIENTS
+from .presets import preset_options
 
 LEVELS = ("grid", "coefficients", "full")
 OBJECTIVES = ("log", "huber", "mse")
@@ -62,6 +63,8 @@ class Tuning:
     validation : the share of the starts that is held out, and decides.
     confidence : with which the fitted plan must be better on these; else the untuned one is the
         result. Below five starts held out nothing is better with a confidence of 0.95.
+    save_memory : keep one network evaluation's graph at a time, and compute it again on the way
+        back, for a third more time; False keeps those of all.
     seed : of the order of the starts. The same call gives the same plan.
     checkpoint : a file that keeps the state of the fit, written every ``seconds``: after a kill the
         same call goes on from it, and gives what an undisturbed one gives.
@@ -94,6 +97,7 @@ class Tuning:
     average: float = 0.9
     validation: float = 0.35
     confidence: float = 0.95
+    save_memory: bool = True
     seed: int = 0
     checkpoint: str | Path | None = None
     seconds: float = 20.0
@@ -137,11 +141,21 @@ class Tuning:
             )
         if self.method != "gradient" and self.guidance is not None:
             raise ValueError(f"method={self.method!r} fits to one guidance scale, not to a range")
-        check_kind("told", self.told, True)
+        for name in ("told", "save_memory"):
+            check_kind(name, getattr(self, name), True)
         if self.features is not None and not callable(self.features):
             raise ValueError(f"features={self.features!r}: need a function of samples, or None")
         if self.guidance is not None:
             _check_range_of_scales(self.guidance)
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Tuning:
+        """The options of a published way of fitting, "bns", "s4s", "ld3", "gas" or "dyweight".
+
+        ``tune(denoise, starts, options=Tuning.preset("gas", nfe=6, iterations=500))``: what is
+        named beside it counts. `presets` says what each is.
+        """
+        return cls(**{**preset_options(name), **options})
 
     @property
     def steps(self) -> int:

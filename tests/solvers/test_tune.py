@@ -7,14 +7,26 @@ import pytest
 import torch
 
 from logsnr.benchmarks.problems.analytic import Mixture
-from logsnr.solvers import Denoiser, FlowMatching, Plan, VPLinear, make_plan, sample, tune
+from logsnr.solvers import (
+    ClassifierFree,
+    Denoiser,
+    FlowMatching,
+    Plan,
+    VPLinear,
+    make_plan,
+    sample,
+    tune,
+)
 from logsnr.solvers.tuning.bases import Base
 from logsnr.solvers.tuning.curvature import forward
 from logsnr.solvers.tuning.errors import better, plan_errors, summary
 from logsnr.solvers.tuning.family import Family
 from logsnr.solvers.tuning.objective import gradient, losses
-from logsnr.solvers.tuning.problem import Part
+from logsnr.solvers.tuning.options import Tuning
+from logsnr.solvers.tuning.presets import PRESETS
+from logsnr.solvers.tuning.problem import Part, Parts
 from logsnr.solvers.tuning.references import reference_plan, reference_targets
+from logsnr.solvers.tuning.relaxed import RelaxedStarts
 from logsnr.solvers.tuning.tables import table_of
 
 MIXTURE = Mixture(
@@ -104,6 +116,8 @@ def test_the_gradient_is_that_of_differences(schedule, consistent, objective):
     part = Part(denoiser(schedule), x, 0.9 * x)
     value, found, _ = gradient(own, theta, part, objective, 0.1)
     assert math.isfinite(value)
+    kept = gradient(own, theta, part, objective, 0.1, save_memory=False)
+    assert torch.allclose(kept.theta, found, rtol=1e-12)
     for i in range(own.size):
         step = torch.zeros_like(theta)
         step[i] = 1e-5
@@ -230,3 +244,70 @@ def test_too_few_starts_and_no_denoiser():
         tune(denoiser(VP), starts(3))
     with pytest.raises(ValueError, match="need a Denoiser"):
         tune(lambda x, t: x, starts(8))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_ways_are_bundles_of_options(name):
+    options = Tuning.preset(name, nfe=3, iterations=2, **ENDS)
+    for key, value in PRESETS[name].items():
+        assert key == "iterations" or getattr(options, key) == value
+    plan = tune(denoiser(VP), starts(16), options=options)
+    assert plan.options["tuned"]["options"]["level"] == PRESETS[name]["level"]
+
+
+def test_an_unknown_preset_is_told_its_neighbour():
+    with pytest.raises(ValueError, match="preset='gaz': choose one of .*did you mean 'gas'"):
+        Tuning.preset("gaz")
+
+
+def test_features_are_what_distances_are_taken_of():
+    def first(x):
+        return x[:, :1]
+
+    denoise, x = denoiser(VP), starts(40)
+    targets = reference_targets(denoise, x, reference_plan(VP, **ENDS))
+    broken = torch.cat([targets[:, :1], targets[:, 1:] + 5], 1)  # which nobody looks at
+    options = {"nfe": 3, "objective": "mse", "rows": "consistent", "iterations": 10, **ENDS}
+    plan = tune(denoise, x, features=first, targets=broken, **options)
+    unseen = starts(40, 1)
+    wanted = reference_targets(denoise, unseen, reference_plan(VP, **ENDS))
+    ours, untuned = (
+        plan_errors(each, denoise, unseen, wanted, features=first)
+        for each in (plan, make_plan("unipc", VP, nfe=3, order=2, **ENDS))
+    )
+    assert better(ours, untuned, measure="rmse").better
+    assert plan.options["tuned"]["options"]["features"].endswith("first")
+
+
+def test_relaxed_starts_stay_in_their_balls_and_come_nearer():
+    own, x = family(VP), starts(6)
+    theta = drawn(own.size)
+    near = x * torch.tensor([1.03, 0.97, 1.02], dtype=torch.float64)
+    parts = Parts((Part(denoiser(VP), x, sample(denoiser(VP), near, own.plan(theta))),))
+    relaxed = RelaxedStarts(parts, 0.05)
+    batch = parts.batch(0, 6, seed=0)
+    losses_seen = []
+    for _ in range(12):
+        moved = relaxed.moved(batch)
+        found = gradient(own, theta, moved, "mse", 0.1, by_starts=True)
+        losses_seen.append(found.loss)
+        relaxed.follow(batch, found.starts)
+    sizes = x.square().mean(1).sqrt()
+    assert (relaxed.offsets[0].square().mean(1).sqrt() <= 0.05 * sizes * (1 + 1e-9)).all()
+    assert losses_seen[-1] < 0.5 * losses_seen[0]
+
+
+def test_a_plan_for_a_range_of_guidance_is_noted_as_one():
+    schedule = VP
+
+    def network(x, t, shift):
+        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        return MIXTURE.predict(x - alpha * shift, alpha, sigma)[0]
+
+    shift = torch.linspace(0, 0.4, 32, dtype=torch.float64)[:, None]
+    guidance = ClassifierFree(3.0, {"shift": shift}, {"shift": torch.zeros_like(shift)})
+    denoise = Denoiser(network, schedule, guidance=guidance)
+    plan = tune(denoise, starts(32), nfe=3, iterations=20, guidance=(1, 5), **ENDS)
+    assert plan.options["tuned"]["accepted"]
+    assert plan.options["fitted_to"]["guidance"] == [1.0, 5.0]
+    assert denoise.guidance.scale == 3.0
