@@ -114,7 +114,7 @@ class _Identities:
                 v[self.index[part]] += term.scale * weight
         deviation = _length(v)
         # To first order that of the deviation, and well conditioned where sigma = 0.
-        largest = max([1e-300, abs(sigma), *map(abs, noise)])
+        largest = max([1e-150, abs(sigma), *map(abs, noise)])  # its square is no 0
         residual = max(residual, abs(deviation**2 - sigma**2) / (2 * largest**2))
         self.residuals.append(residual)
         self.deviations.append(deviation)

@@ -62,6 +62,8 @@ ALIASES: dict[str, tuple[str, Options]] = {
     "edmdpmsolvermultistep": ("dpm-solver++", {}),
     "dpmsolversinglestep": ("dpm-solver++", {"steps": "singlestep"}),
     "dpm-v3": ("dpm-solver-v3", {}),
+    "er-sde-solver": ("er-sde", {}),
+    "sa-solver-pece": ("sa-solver", {"pece": True}),
 }
 
 _SDE = "of solvers of the SDE there is only 'ddim' with eta=1.0"
@@ -72,8 +74,6 @@ ABSENT: dict[str, str] = {
     "dpmpp-2m-sde": _SDE,
     "dpmpp-3m-sde": _SDE,
     "dpmsolversde": _SDE,
-    "sa-solver": _SDE,
-    "er-sde": _SDE,
     "restart": _SDE,
     "dpm-adaptive": _ADAPTIVE,
     "lcm": _DISTILLED,

@@ -18,7 +18,7 @@ from .schedules import FlowMatching, NoiseSchedule
 
 Build = Callable[..., Plan]
 Metadata = Callable[[Mapping[str, Any]], int]
-StochasticOrder = Callable[[Mapping[str, Any]], float]
+StochasticOrder = Callable[[Mapping[str, Any]], float | None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Solver:
         return {p.name: p.default for p in self._options}
 
     def check_kind(self, option: str, value: Any) -> None:
-        """ValueError unless ``value`` is of the option's kind; a `Strength` has several."""
-        if not any(p.name == option and p.annotation == "Strength" for p in self._options):
+        """ValueError unless ``value`` is of the option's kind, where it has one kind alone."""
+        kind = next(str(p.annotation) for p in self._options if p.name == option)
+        if kind != "Strength" and "Callable" not in kind:
             check_kind(option, value, self.defaults[option])
 
 
@@ -108,7 +109,7 @@ PLACES: dict[str, Callable[[NoiseSchedule, Any], list[Node]]] = {
 """Explicit grids, by what is listed."""
 
 
-@also_named({"solver_order": "order", "timestep_spacing": "spacing"})
+@also_named({"solver_order": "order", "predictor_order": "order", "timestep_spacing": "spacing"})
 def make_plan(
     solver: str,
     schedule: NoiseSchedule,

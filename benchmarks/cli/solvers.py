@@ -43,6 +43,8 @@ def solvers(
         orders = f"{first}" if first == last else f"{first} to {last}"
         # The classes of diffusers would not fit; --json has them.
         short = (alias.replace("-", "_") for alias in entry.aliases if len(alias) <= SHORT)
-        noisy = "" if entry.strong is None else f"{entry.strong:g}, {entry.weak:g}"
+        orders_of_noise = (entry.strong, entry.weak)
+        noisy = ", ".join("-" if each is None else f"{each:g}" for each in orders_of_noise)
+        noisy = "" if entry.weak is None else noisy
         table.add_row(entry.name, orders, noisy, str(entry.cost), entry.when, ", ".join(short))
     Console().print(table)

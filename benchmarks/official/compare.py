@@ -26,7 +26,7 @@ import torch
 from logsnr.solvers import Denoiser
 
 from ..problems.analytic import Mixture, Network
-from . import deis, diffusers_schedulers, edm, paradigms, sigma, v3  # noqa: F401  (fill FAMILIES)
+from . import deis, diffusers_schedulers, edm, paradigms, sigma, stochastic, v3  # noqa: F401
 from .cases import FAMILIES, Array, Case, Difference, Recipe, Unsupported
 
 TOLERANCE = 1e-9

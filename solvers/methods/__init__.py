@@ -9,10 +9,12 @@ from . import (
     deis,
     dpm_solver,
     dpm_solver_v3,
+    er_sde,
     euler_maruyama,
     heun,
     ipndm,
     lms,
+    sa_solver,
     unipc,
 )
 
@@ -25,9 +27,11 @@ __all__ = [
     "deis",
     "dpm_solver",
     "dpm_solver_v3",
+    "er_sde",
     "euler_maruyama",
     "heun",
     "ipndm",
     "lms",
+    "sa_solver",
     "unipc",
 ]

@@ -159,7 +159,7 @@ def layout(
                 f"nfe={nfe}: the grid of {grid.intervals} intervals takes "
                 f"{most if least == most else f'{least} to {most}'}"
             )
-        return nodes, _reduced(counts, most if nfe is None else nfe)
+        return nodes, reduced(counts, most if nfe is None else nfe)
     if nfe is None or nfe < 1:
         raise ValueError(f"nfe={nfe!r}: need at least 1")
     for steps in range(math.ceil(nfe / stages), nfe + 1):
@@ -167,7 +167,7 @@ def layout(
         counts = _most(nodes, stages, from_noise)
         if sum(counts) >= nfe:
             break
-    return nodes, _reduced(counts, nfe)
+    return nodes, reduced(counts, nfe)
 
 
 def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
@@ -180,7 +180,7 @@ def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
     ]
 
 
-def _reduced(counts: list[int], nfe: int) -> list[int]:
+def reduced(counts: list[int], nfe: int) -> list[int]:
     """``counts`` with the last full steps made smaller until there are ``nfe`` evaluations."""
     surplus = sum(counts) - nfe
     for i in reversed(range(len(counts))):

@@ -19,9 +19,12 @@ import numpy as np
 TOGETHER = {
     "dpm_solver": 3, "unipc": 3, "edm_thuml": 3,
     "deis": 2, "diff_sampler": 2, "nvlabs_edm": 2, "k_diffusion": 2, "diffusers": 2,
-    "dpm_solver_v3": 2, "paradigms": 2,
+    "dpm_solver_v3": 2, "paradigms": 2, "er_sde": 2, "sa_solver": 2,
 }  # fmt: skip
 """How many settings that occur together in SOURCE occur together in the selection."""
+STOCHASTIC = ("er_sde", "sa_solver")
+"""Families of which runs with noise are taken too, with the noise that they drew."""
+KEPT_WITH_NOISE = ("final", "t_eval", "t_grid", "noise")
 STATISTICS = ("lambda_grid", "l", "s", "b")
 """The arrays of DPM-Solver-v3's statistics, under the key that a case names."""
 KEPT_ARRAYS = (
@@ -42,10 +45,13 @@ def settings(family: str, case: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def supported(family: str, case: dict[str, Any]) -> bool:
-    """Static, deterministic tables; of the first three families those that name their method."""
+    """Static tables, without noise but for `STOCHASTIC`; of the first three families those that
+    name their method.
+    """
     config = case["config"]
     if TOGETHER[family] == 2:
-        return "noise" not in case["arrays"] and "atol" not in config
+        noisy = "noise" in case["arrays"] and family not in STOCHASTIC
+        return not noisy and "atol" not in config
     named = "method" in config or "variant" in config
     return named and config.get("method") != "adaptive" and config.get("variant") != "vary_coeff"
 
@@ -69,12 +75,15 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def main(source: Path) -> None:
     for family in TOGETHER:
+        if not (source / f"{family}.json").is_file():
+            continue
         index = json.loads((source / f"{family}.json").read_text())
         arrays: dict[str, np.ndarray] = {}
         cases = covering(family, [c for c in index["cases"] if supported(family, c)])
+        kept = KEPT_WITH_NOISE if family in STOCHASTIC else KEPT_ARRAYS
         with np.load(source / f"{family}.npz", allow_pickle=False) as stored:
             for case in cases:
-                case["arrays"] = {k: v for k, v in case["arrays"].items() if k in KEPT_ARRAYS}
+                case["arrays"] = {k: v for k, v in case["arrays"].items() if k in kept}
                 arrays |= {key: stored[key] for key in case["arrays"].values()}
                 tables = (f"{case['config'].get('ems')}/{name}" for name in STATISTICS)
                 arrays |= {key: stored[key] for key in tables if key in stored}
@@ -82,6 +91,8 @@ def main(source: Path) -> None:
         (HERE / f"{family}.json").write_text(text.replace('{"id"', '\n{"id"') + "\n")
         write_arrays(HERE / f"{family}.npz", arrays)
         print(f"{family}: {len(cases)} of {len(index['cases'])} cases")
+    if not (source / "problems.npz").is_file():
+        return
     with np.load(source / "problems.npz", allow_pickle=False) as stored:
         wanted = ("x_T/", "exact/", "vp_discrete/")
         write_arrays(

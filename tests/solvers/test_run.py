@@ -51,14 +51,16 @@ def plan_of(name: str, options: dict | None = None, nfe: int = NFE):
 
 def by_hand(plan, denoise, x, noise=None):
     """The formula of plan.py's module text, row by row, in terms of x0 and eps alone."""
-    z = iter(noise or [])
+    z, drawn = iter(noise or []), {}
     states, outputs = {0: x}, {}
     for k, row in enumerate(plan.rows):
+        for term in row.noise:
+            drawn[term.key] = drawn[term.key] if term.key in drawn else next(z)
         if k > 0:
             states[k] = sum(
                 [a * states[j] for j, a in row.states]
                 + [b * outputs[j] for j, b in row.outputs]
-                + [term.scale * next(z) for term in row.noise],
+                + [term.scale * drawn[term.key] for term in row.noise],
                 torch.zeros_like(x) + row.offset,
             )
         if row.target is not None:
