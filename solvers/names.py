@@ -64,16 +64,26 @@ ALIASES: dict[str, tuple[str, Options]] = {
     "dpm-v3": ("dpm-solver-v3", {}),
     "er-sde-solver": ("er-sde", {}),
     "sa-solver-pece": ("sa-solver", {"pece": True}),
+    "dpmpp-sde": ("sde-dpm-solver++", {"order": 2, "steps": "singlestep"}),
+    "dpmpp-sde-gpu": ("sde-dpm-solver++", {"order": 2, "steps": "singlestep"}),
+    "dpmpp-2m-sde": ("sde-dpm-solver++", {"order": 2}),
+    "dpmpp-2m-sde-gpu": ("sde-dpm-solver++", {"order": 2}),
+    "dpmpp-2m-sde-heun": ("sde-dpm-solver++", {"order": 2, "solver_type": "heun"}),
+    "dpmpp-2m-sde-heun-gpu": ("sde-dpm-solver++", {"order": 2, "solver_type": "heun"}),
+    "dpmpp-3m-sde": ("sde-dpm-solver++", {"order": 3, "solver_type": "heun"}),
+    "dpmpp-3m-sde-gpu": ("sde-dpm-solver++", {"order": 3, "solver_type": "heun"}),
+    "dpmsolversde": ("sde-dpm-solver++", {"order": 2, "steps": "singlestep"}),
+    "sde-dpmsolver": ("sde-dpm-solver++", {"prediction": "noise"}),
+    "exp-heun-2-x0": ("seeds", {"order": 2, "r": 1.0, "solver_type": "phi_2", "eta": 0.0}),
+    "exp-heun-2-x0-sde": ("seeds", {"order": 2, "r": 1.0, "solver_type": "phi_2"}),
+    "res-multistep": ("res", {}),
+    "res-multistep-ancestral": ("res", {"eta": 1.0}),
 }
 
-_SDE = "of solvers of the SDE there is only 'ddim' with eta=1.0"
+_SDE = "solvers of the SDE are 'sde-dpm-solver++', 'seeds' and 'euler-maruyama'"
 _ADAPTIVE = "steps of automatic size are sample_adaptive, and adaptive() with run_pipeline"
 _DISTILLED = "it is for distilled networks, and no solver of an ODE"
 ABSENT: dict[str, str] = {
-    "dpmpp-sde": _SDE,
-    "dpmpp-2m-sde": _SDE,
-    "dpmpp-3m-sde": _SDE,
-    "dpmsolversde": _SDE,
     "restart": _SDE,
     "dpm-adaptive": _ADAPTIVE,
     "lcm": _DISTILLED,

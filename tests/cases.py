@@ -120,7 +120,7 @@ SHARED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "steps": ("multistep", "singlestep", "singlestep_fixed"),
     "space": ("data", "noise"),
     "variant": ("bh1", "bh2", "vary_coeff", "tab", "rhoab", "rhork", "fixed", "variable"),
-    "solver_type": ("dpmsolver", "taylor", "midpoint", "heun"),
+    "solver_type": ("dpmsolver", "taylor", "midpoint", "heun", "phi_1", "phi_2"),
     "weights": ("published", "taylor"),
     "corrector": (False, True),
     "lower_order_final": (False, True),

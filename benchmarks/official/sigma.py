@@ -37,6 +37,7 @@ from .cases import (
     schedule_of,
 )
 from .deis import rectangles, summed_plan
+from .stored_noise import stored_noise
 
 EPSILON_S = 1e-3
 """The smallest time of the VP schedule that these codes derive from sigma_min and sigma_max."""
@@ -90,9 +91,20 @@ def to_zero(sigmas: Array) -> list[float]:
     return [*sigmas.tolist(), 0.0]
 
 
+STOCHASTIC: dict[str, tuple[str, dict[str, Any]]] = {
+    "sample_euler_ancestral": ("euler-ancestral", {}),
+    "sample_dpm_2_ancestral": ("dpm2-ancestral", {}),
+    "sample_dpmpp_2s_ancestral": ("dpm++2s-ancestral", {}),
+    "sample_dpmpp_sde": ("sde-dpm-solver++", {"order": 2, "steps": "singlestep"}),
+    "sample_dpmpp_2m_sde": ("sde-dpm-solver++", {"order": 2}),
+    "sample_dpmpp_3m_sde": ("sde-dpm-solver++", {"order": 3, "solver_type": "heun"}),
+}
+"""k-diffusion's samplers with noise; their runs recorded what their noise sampler returned."""
+
+
 @family("k_diffusion")
 def k_diffusion(case: Case) -> Answer:
-    """crowsonkb/k-diffusion: the deterministic samplers of sampling.py."""
+    """crowsonkb/k-diffusion: the samplers of sampling.py."""
     config, schedule, name = case.config, schedule_of(case), case.function
     if name == "sample_dpm_fast":
         plan = make_plan(
@@ -122,24 +134,15 @@ def k_diffusion(case: Case) -> Answer:
         solver, options = simple[name]
         plan = make_plan(solver, schedule, times=to_zero(sigmas), **options)
         return Recipe(of_plan(plan), schedule, "sample")
-    if config.get("eta", 1.0) > 0:
-        return Unsupported("the stochastic samplers of k-diffusion")
-    if name == "sample_dpmpp_2m_sde":
-        kind = {"midpoint": "dpmsolver", "heun": "taylor"}[config["solver_type"]]
-        options = _multistep(min(2, len(sigmas)), kind)
-        plan = make_plan("dpm-solver++", schedule, times=to_zero(sigmas), **options)
-    elif name == "sample_dpmpp_3m_sde":
-        options = _multistep(min(3, len(sigmas)), "taylor")
-        plan = make_plan("dpm-solver++", schedule, times=to_zero(sigmas), **options)
-    elif name in ("sample_dpmpp_2s_ancestral", "sample_dpmpp_sde"):
-        inner = np.sqrt(sigmas[:-1] * sigmas[1:])
-        times = np.append(np.stack([sigmas[:-1], inner], axis=1).ravel(), sigmas[-1])
-        plan = make_plan(
-            "dpm-solver++", schedule, times=to_zero(times), order=2, steps="singlestep"
-        )
-    else:
-        return Unsupported("the stochastic samplers of k-diffusion")
-    return Recipe(of_plan(plan), schedule, "sample")
+    if name not in STOCHASTIC:
+        return Unsupported(f"{name} of k-diffusion")
+    solver, fixed = STOCHASTIC[name]
+    given = {key: config[key] for key in ("eta", "solver_type") if key in config}
+    if "order" in fixed and fixed.get("steps") != "singlestep":
+        given |= {"order": min(fixed["order"], len(sigmas)), "lower_order_final": False}
+    plan = make_plan(solver, schedule, times=to_zero(sigmas), **{**fixed, **given})
+    noise = stored_noise(plan, case.arrays.get("noise", ()))
+    return Recipe(of_plan(plan, noise), schedule, "sample")
 
 
 def _dpm_adaptive(case: Case, schedule: NoiseSchedule) -> Answer:

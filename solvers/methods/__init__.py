@@ -11,10 +11,14 @@ from . import (
     dpm_solver_v3,
     er_sde,
     euler_maruyama,
+    gradient_estimation,
     heun,
     ipndm,
     lms,
+    res,
     sa_solver,
+    sde_dpm_solver,
+    seeds,
     unipc,
 )
 
@@ -29,9 +33,13 @@ __all__ = [
     "dpm_solver_v3",
     "er_sde",
     "euler_maruyama",
+    "gradient_estimation",
     "heun",
     "ipndm",
     "lms",
+    "res",
     "sa_solver",
+    "sde_dpm_solver",
+    "seeds",
     "unipc",
 ]

@@ -175,5 +175,4 @@ def midpoint_step(
 def _end(part: Split, state: int, output: int, weights: tuple[float, float], s_noise: float) -> Row:
     a, b = weights
     states = ((state, a),) if a != 0 or is_tensor(a) else ()
-    noise = part.noise_up_to(1.0, s_noise * part.scale) if plain(part.scale) > 0 else ()
-    return Row(part.end, states, ((output, b),), noise=noise)
+    return Row(part.end, states, ((output, b),), noise=part.scaled(s_noise).noise)

@@ -160,10 +160,18 @@ def dpm_solver(
 
 
 def multistep_weights(
-    space: str, past: Sequence[Node], end: Node, solver_type: str, doubled: float
+    space: str,
+    past: Sequence[Node],
+    end: Node,
+    solver_type: str,
+    doubled: float,
+    decay: float = 0.0,
 ) -> Weights:
-    """Weights of the multistep step of order len(past) <= 3; ``doubled`` scales D2."""
-    a, scale, z = exponential(space, past[0], end)
+    """Weights of the multistep step of order len(past) <= 3; ``doubled`` scales D2.
+
+    ``decay`` is that of a step with noise, in which the derivatives are still those in lambda.
+    """
+    a, scale, z = exponential(space, past[0], end, decay)
     if len(past) == 1:
         return a, [-scale * scalar.expm1(z)]
     h = end.lam - past[0].lam

@@ -12,14 +12,16 @@ step needs anyway and which therefore costs nothing (Zhao et al. 2023, algorithm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from .. import scalar
-from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Row, Target
+from ..plan import DATA, NOISE, VELOCITY, Coefficient, Node, Noise, Row, Target
 from .pure_noise import Frame
+from .stochastic import Split
 
+T = TypeVar("T")
 Weights = tuple[float, Sequence[float]]
 
 
@@ -47,16 +49,21 @@ BEFORE = 1.0
 """In lambda; from 1 to 4 the results differ little."""
 
 
-def exponential(space: str, start: Node, end: Node) -> tuple[float, float, float]:
+def exponential(
+    space: str, start: Node, end: Node, decay: float = 0.0
+) -> tuple[float, float, float]:
     """(a, S, z) of the exponential step in ``space``: x_t = a x_s - S z (phi_1(z) g_s + ...).
 
-    data:  a = sigma_t / sigma_s, S = alpha_t, z = -h;
-    noise: a = alpha_t / alpha_s, S = sigma_t, z = h;   h = lambda_t - lambda_s.
+    data:  a = e^-E sigma_t / sigma_s, S = alpha_t, z = -h - E;
+    noise: a = alpha_t / alpha_s, S = (1 + E / h) sigma_t, z = h;   h = lambda_t - lambda_s,
+
+    with E the ``decay`` of a step with noise (see `stochastic`).
     """
     h = end.lam - start.lam
     if space == "data":
-        return end.sigma / start.sigma, end.alpha, -h
-    return end.alpha / start.alpha, end.sigma, h
+        return scalar.exp(-decay) * end.sigma / start.sigma, end.alpha, -h - decay
+    noisy = scalar.is_tensor(decay) or decay > 0
+    return end.alpha / start.alpha, (1 + decay / h) * end.sigma if noisy else end.sigma, h
 
 
 def first_order(target: Target, start: Node, end: Node) -> tuple[float, float]:
@@ -76,14 +83,15 @@ def first_order(target: Target, start: Node, end: Node) -> tuple[float, float]:
 
 def multistep(
     nodes: Sequence[Node],
-    predictor: Predictor,
+    predictor: Predictor | Sequence[Predictor],
     *,
     order: int,
     space: str | Callable[[Node], Target] = "data",
     lower_order_final: bool = True,
-    corrector: Corrector | None = None,
+    corrector: Corrector | Sequence[Corrector] | None = None,
     through_zero: bool = False,
     keep_first: bool = False,
+    splits: Sequence[Split] = (),
 ) -> list[Row]:
     """Rows of a multistep method over ``nodes``, with warm-up orders 1, 2, .., ``order``.
 
@@ -101,6 +109,10 @@ def multistep(
     the first step is corrected, in the limit h -> inf of UniC-1, and the later ones look back on
     it as if it were `BEFORE` below the next in lambda, which is where the data prediction of pure
     noise, the mean of the data, is left.
+
+    ``splits`` are the steps of a method with noise, see `stochastic`: a first-order step leads to
+    the lower level, and the noise is added to every row at the step's end. Predictors and
+    correctors, which have to know of it, may be given one a step.
     """
     kind = space if isinstance(space, str) else "data"
     frame = Frame.of(kind, nodes)
@@ -128,19 +140,20 @@ def multistep(
         at = [seen_at.get(j, rows[j].node) for j in past]
         first = frame.only_first_order(start, end)
         first = first or end.lam == start.lam or (frame.ends(end) and not through_zero)
+        lower, noise = (splits[i - 1].down, splits[i - 1].noise) if splits else (end, ())
         if first:
-            a, b = first_order(rows[newest].target or DATA, start, end)
+            a, b = first_order(rows[newest].target or DATA, start, lower)
             step, used = Step(a, [b]), [newest]
         else:
-            step, used = Step(*predictor(at, end)), past
+            step, used = Step(*_of_step(predictor, i)(at, end)), past
         if i == len(nodes) - 1:
-            rows.append(_row(end, (base, newest), used, step))
+            rows.append(_row(end, (base, newest), used, step, noise))
             break
-        rows.append(_row(end, (base, newest), used, step, targets[i]))
+        rows.append(_row(end, (base, newest), used, step, noise, targets[i]))
         newest = len(rows) - 1
         corrected: Weights | Step | None = None
         if corrector is not None and not first and not frame.single_evaluation(start, end):
-            corrected = corrector(at, end)
+            corrected = _of_step(corrector, i)(at, end)
         elif corrector is not None and keep_first and pure[i - 1] and not pure[i]:
             corrected = a, [b / 2, b / 2]
         if corrected is None:
@@ -148,9 +161,14 @@ def multistep(
         else:
             step = Step(*corrected)
             used = [*used[: len(step.b) - 1], newest]
-            rows.append(_row(end, (base, newest), used, step))
+            rows.append(_row(end, (base, newest), used, step, noise))
             base = newest + 1
     return rows
+
+
+def _of_step(function: T | Sequence[T], i: int) -> T:
+    """The predictor or corrector of step i, counted from 1."""
+    return function[i - 1] if isinstance(function, Sequence) else function
 
 
 def _before(node: Node) -> Node:
@@ -164,12 +182,13 @@ def _row(
     states: tuple[int, int],
     used: Sequence[int],
     step: Step,
+    noise: tuple[Noise, ...],
     target: Target | None = None,
 ) -> Row:
     both = zip(states, (step.a, step.seen), strict=True)
     kept = tuple((j, a) for j, a in both if _occurs(a))
     outputs = tuple((j, b) for j, b in zip(used, step.b, strict=True) if _occurs(b))
-    return Row(node, kept, outputs, target, step.c)
+    return Row(node, kept, outputs, target, step.c, noise)
 
 
 def _occurs(coefficient: Coefficient) -> bool:

@@ -143,15 +143,15 @@ def runge_kutta(
 
 
 def layout(
-    grid: Grid, nfe: int | None, stages: int, *, from_noise: bool = False
+    grid: Grid, nfe: int | None, stages: int, *, from_noise: bool = False, space: str = "noise"
 ) -> tuple[list[Node], list[int]]:
-    """The nodes and the number of evaluations of every step.
+    """The nodes and the number of evaluations of every step of a method in ``space``.
 
     ``from_noise`` says that a step from pure noise may have all its stages.
     """
     if grid.intervals is not None:
         nodes = grid.nodes(grid.intervals)
-        counts = _most(nodes, stages, from_noise)
+        counts = _most(nodes, stages, from_noise, space)
         most = sum(counts)
         least = most - (max(counts) - 1)
         if nfe is not None and not least <= nfe <= most:
@@ -164,16 +164,18 @@ def layout(
         raise ValueError(f"nfe={nfe!r}: need at least 1")
     for steps in range(math.ceil(nfe / stages), nfe + 1):
         nodes = grid.nodes(steps)
-        counts = _most(nodes, stages, from_noise)
+        counts = _most(nodes, stages, from_noise, space)
         if sum(counts) >= nfe:
             break
     return nodes, reduced(counts, nfe)
 
 
-def _most(nodes: Sequence[Node], stages: int, from_noise: bool) -> list[int]:
+def _most(nodes: Sequence[Node], stages: int, from_noise: bool, space: str) -> list[int]:
     """Evaluations of every step: all stages where they exist and help, otherwise one."""
-    frame = Frame.of("noise", nodes)
-    noisy = [not from_noise and frame.single_evaluation(*step) for step in pairwise(nodes)]
+    frame = Frame.of(space, nodes)
+    # In data space more stages harm no step but that from pure noise itself.
+    alone = frame.single_evaluation if space == "noise" else lambda start, end: frame.starts(start)
+    noisy = [not from_noise and alone(*step) for step in pairwise(nodes)]
     return [
         1 if frame.ends(end) or single else stages
         for end, single in zip(nodes[1:], noisy, strict=True)

@@ -16,7 +16,7 @@ A step to sigma = 0 adds none; one from pure noise, alpha = 0, keeps none where 
 
 The noise is a Brownian motion in the clock e^(2 int tau^2), for tau = 1 the clock "snr", which is 0
 at pure noise. Steps of any strength use "snr": where an inner node's noise is part of that of its
-step, the step's reading is shared out at the pace of its own clock (`Split.share`), so that
+step, the step's reading is shared out at the pace of its own clock (`nested_noise`), so that
 covariances are those of the SDE.
 """
 
@@ -141,21 +141,51 @@ class Split(NamedTuple):
 
     @property
     def noise(self) -> tuple[Noise, ...]:
-        """The noise of the whole step; nothing where it has none."""
-        return self.noise_up_to(1.0, self.scale)
-
-    def noise_up_to(self, share: Number, scale: Number) -> tuple[Noise, ...]:
-        """``scale`` z, with z over the first ``share`` of the step; nothing for a scale of 0."""
+        """The noise over the step; nothing where it has none."""
         low, high = reading("snr", self.start), reading("snr", self.end)
-        if share != 1:
-            high = low + share * (high - low)
-        if plain(scale) == 0 or plain(low) == plain(high):
+        if plain(self.scale) == 0 or plain(low) == plain(high):
             return ()
-        return (Noise(scale, low, high, "snr"),)
+        return (Noise(self.scale, low, high, "snr"),)
 
-    def share(self, decay: Number) -> Number:
-        """The share of the step's noise that an inner node has seen at which E is ``decay``."""
-        return scalar.expm1(2 * decay) / scalar.expm1(2 * self.decay)
+    def scaled(self, amplitude: Number) -> Split:
+        """The step with its noise times ``amplitude``."""
+        return self._replace(scale=amplitude * self.scale)
+
+
+def nested_noise(parts: Sequence[Split]) -> list[tuple[Noise, ...]]:
+    """The noise at the inner nodes of a step, rising, and at its end, the last of ``parts``.
+
+    All are splits from one start. The step is cut at its inner nodes, and the noise at a node is
+    the sum over the pieces up to it, each with the share of the variance that it has in the clock
+    of the step's own strength.
+    """
+    whole = parts[-1]
+    if not whole.noise:
+        return [()] * len(parts)
+    (term,) = whole.noise
+    seen = [0.0, *(_share(part.decay, whole.decay) for part in parts[:-1]), 1.0]
+    at = [term.start + share * (term.end - term.start) for share in seen[:-1]] + [term.end]
+    pieces = [k for k in range(len(parts)) if plain(seen[k]) < plain(seen[k + 1])]
+    return [
+        tuple(
+            Noise(
+                part.scale * scalar.sqrt((seen[k + 1] - seen[k]) / seen[i + 1]),
+                at[k],
+                at[k + 1],
+                term.clock,
+            )
+            for k in pieces
+            if k <= i
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+def _share(decay: Number, whole: Number) -> Number:
+    """The share of the noise of a step that a node in it has seen."""
+    if plain(decay) == plain(whole):
+        return 1.0
+    return scalar.exp(2 * (decay - whole)) * (scalar.expm1(-2 * decay) / scalar.expm1(-2 * whole))
 
 
 def split(start: Node, end: Node, rate: Number) -> Split:

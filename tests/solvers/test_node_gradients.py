@@ -18,7 +18,7 @@ from logsnr.solvers import SOLVERS, CustomSchedule, Denoiser, Plan, make_plan, s
 
 VP, FLOW = SCHEDULES["vp_linear"], SCHEDULES["flow"]
 X, WEIGHTS = normal(2, 4, seed=3), normal(2, 4, seed=4)
-NOISE = [normal(2, 4, seed=10 + i) for i in range(12)]
+NOISE = [normal(2, 4, seed=10 + i) for i in range(24)]
 TIMES = tensor(0.95, 0.7, 0.52, 0.4, 0.31, 0.22, 0.15, 0.09, 0.05)
 GRIDS = {
     "vp_linear": ("epsilon", TIMES),

@@ -12,7 +12,12 @@ from cases import SCHEDULES
 from logsnr.solvers import Plan, make_plan
 from logsnr.solvers.grids import nodes_at, nodes_at_lams
 from logsnr.solvers.identities import marginal_deviations
-from logsnr.solvers.methods.stochastic import posterior_split, split, strengths
+from logsnr.solvers.methods.stochastic import (
+    nested_noise,
+    posterior_split,
+    split,
+    strengths,
+)
 from logsnr.solvers.noise_terms import covariance
 
 VP, FLOW = SCHEDULES["vp_linear"], SCHEDULES["flow"]
@@ -74,14 +79,15 @@ def test_singular_ends(make):
 @pytest.mark.parametrize("tau", [0.3, 1.0, 1.7])
 def test_an_inner_node_shares_the_noise_of_its_step(tau):
     """Cov of int e^(tau^2 lambda) dW over the first part and over the whole, in closed form."""
-    start, end = nodes_at_lams(VP, [-1.0, 0.5])
-    inner = 0.9  # of h, in lambda from the start
-    step = split(start, end, tau**2)
-    decay = tau**2 * inner
-    (part,) = step.noise_up_to(step.share(decay), 1.0)
-    (whole,) = step.noise
-    grown = [math.expm1(2 * tau**2 * h) for h in (inner, 1.5)]
-    assert covariance(part, whole) == pytest.approx(math.sqrt(grown[0] / grown[1]), rel=1e-12)
+    start, middle, end = nodes_at_lams(VP, [-1.0, -0.1, 0.5])
+    splits = [split(start, node, tau**2) for node in (middle, end)]
+    part, whole = nested_noise(splits)
+    grown = [math.expm1(2 * tau**2 * h) for h in (0.9, 1.5)]
+    for terms, step in ((part, splits[0]), (whole, splits[1])):
+        assert math.hypot(*(t.scale for t in terms)) == pytest.approx(step.scale, rel=1e-14)
+    found = sum(a.scale * b.scale * covariance(a, b) for a in part for b in whole)
+    expected = splits[0].scale * splits[1].scale * math.sqrt(grown[0] / grown[1])
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vp_linear", "flow", "edm"])
