@@ -300,7 +300,8 @@ class _Method:
         else:
             a, total = first_order(SPACES["noise"], start, end)
             total = kappa * total
-            noise = part.noise_up_to(1.0, tau * end.sigma * scalar.sqrt(scalar.expm1(2 * h)))
+            published = tau * end.sigma * scalar.sqrt(scalar.expm1(2 * h))
+            noise = part._replace(scale=published).noise
             scale = 1.0
         if self.rescaled and self.space == "data" and len(at) == 2:
             slope = kappa * end.alpha * h**2 / 2 / (at[1].lam - start.lam)
