@@ -262,7 +262,7 @@ def check_study(study: Study, subject: Subject) -> None:
     for contender in study.contenders:
         if not study.numbers(contender):
             raise ValueError(
-                f"nfe={list(study.nfe)}: {contender.text} is a plan of {contender.plan.nfe} "
+                f"nfe={list(study.nfe)}: {contender.text} is a plan of {contender.counts} "
                 "evaluations, and has no others"
             )
         for nfe in study.numbers(contender):

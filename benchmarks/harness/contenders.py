@@ -7,6 +7,7 @@
                                          from the model's config
     sample_dpmpp_2m, my.module.sampler   a sampler function with the interface of k-diffusion
     plans/tuned.safetensors              a saved plan
+    card:cards/mine                      a folder of cards, of which the number of evaluations picks
 
 Options follow as ``:key=value``, those of the solver or keys of the scheduler's config, or as one
 of the words in `WORDS`: ``unipc:order=3:karras`` is ``unipc:order=3:use_karras_sigmas=true``.
@@ -26,16 +27,18 @@ from typing import Any
 import diffusers
 
 from logsnr.adapters import PlanScheduler
-from logsnr.benchmarks.harness.protocol import file_digest
+from logsnr.benchmarks.harness.protocol import digest, file_digest
 from logsnr.benchmarks.harness.written import importable, option_value, split, unquoted
-from logsnr.solvers import SOLVERS, Plan
+from logsnr.solvers import SOLVERS, Cards, Plan
 from logsnr.solvers.names import in_words
 from logsnr.solvers.registry import implied
+from logsnr.solvers.tuning.cards import card_files
 
 STOCK = "stock"
 PASTED = "PlanScheduler"
 SUFFIX = "Scheduler"
 PLAN = ".safetensors"
+CARD = "card:"
 FUNCTION = "sample_"
 K_DIFFUSION = "k_diffusion.sampling"
 """Where a function is looked for whose name has no module."""
@@ -65,7 +68,7 @@ class Contender:
     """One method of the comparison.
 
     name : a solver, ``"stock"``, ``"PlanScheduler"``, a class of diffusers, the dotted name of a
-        sampler function, or the file of a plan.
+        sampler function, the file of a plan, or ``"card:"`` and a folder of cards.
     options : its own.
     label : what it is called in records, where that is not its name.
     title : what it is called in tables, where that is not its ``text``.
@@ -113,8 +116,8 @@ class Contender:
 
     @property
     def saved(self) -> bool:
-        """Whether it is the file of a plan."""
-        return self.name.endswith(PLAN)
+        """Whether it is the file of a plan, or a folder of cards."""
+        return self.name.endswith(PLAN) or self.name.startswith(CARD)
 
     @property
     def sampler(self) -> bool:
@@ -125,6 +128,9 @@ class Contender:
     def described(self) -> dict[str, Any]:
         """The options as a record has them: with the hash of what a file holds."""
         options = dict(self.options)
+        if self.name.startswith(CARD):
+            files = card_files(Path(self.name.removeprefix(CARD)))
+            return options | {"cards": digest(sorted(map(file_digest, files)), 12)}
         return options | {"plan": file_digest(Path(self.name))} if self.saved else options
 
     @property
@@ -133,9 +139,18 @@ class Contender:
         return PlanScheduler if self.ours else getattr(diffusers, self.name)
 
     @cached_property
-    def plan(self) -> Plan:
-        """The saved plan."""
-        return Plan.load(self.name)
+    def plans(self) -> Mapping[int, Plan]:
+        """The saved plans by their numbers of evaluations."""
+        if self.name.startswith(CARD):
+            cards = Cards.load(self.name.removeprefix(CARD))
+            return {nfe: card.plan for nfe, card in cards.items()}
+        plan = Plan.load(self.name)
+        return {plan.nfe: plan}
+
+    @property
+    def counts(self) -> str:
+        """The numbers of evaluations that saved plans have, in words."""
+        return " and ".join(map(str, self.plans))
 
     @cached_property
     def function(self) -> Callable[..., Any]:
@@ -149,8 +164,11 @@ class Contender:
         """
         if self.name == PASTED:
             return PlanScheduler.from_config(own.config, **self.options)
-        if self.sampler or self.saved:
+        if self.sampler:
             raise ValueError("a pipeline takes schedulers, and a network takes this one too")
+        if self.saved:
+            path = self.name.removeprefix(CARD)
+            return PlanScheduler.from_config(own.config, plan=path)
         if self.ours:
             has = SOLVERS[self.name].defaults
             solver = {key: value for key, value in self.options.items() if key in has}
@@ -182,7 +200,8 @@ def parse_contender(text: str, argument: str = "solvers", base: Path | None = No
 
 
 def _parsed(text: str, base: Path) -> Contender:
-    typed, *parts = [text] if text.endswith(PLAN) else split(text.strip(), ":")
+    whole = text.endswith(PLAN) or text.startswith(CARD)
+    typed, *parts = [text] if whole else split(text.strip(), ":")
     typed = unquoted(typed)
     name, options = _named(typed, base)
     for part in parts:
@@ -197,9 +216,9 @@ def _parsed(text: str, base: Path) -> Contender:
         else:
             options.update([WORDS[part]])
     try:
-        contender = Contender(name, options, label=typed if typed.endswith(PLAN) else "")
+        contender = Contender(name, options, label=typed if whole else "")
         if contender.saved:
-            contender.plan  # noqa: B018 (which is read, and checked)
+            contender.plans  # noqa: B018 (which are read, and checked)
     except ValueError as error:
         raise ValueError(f"solvers={text!r}: {error}") from error
     return contender
@@ -214,6 +233,8 @@ def _named(typed: str, base: Path) -> tuple[str, dict[str, Any]]:
         if not (base / typed).is_file():
             raise ValueError(f"solvers={typed!r}: no such file of a plan")
         return str(base / typed), {}
+    if typed.startswith(CARD):
+        return f"{CARD}{base / typed.removeprefix(CARD)}", {}
     if typed.startswith(FUNCTION) or (typed not in SOLVERS and "." in typed):
         name = typed if "." in typed else f"{K_DIFFUSION}.{typed}"
         importable(Path(), base)

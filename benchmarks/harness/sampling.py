@@ -235,9 +235,9 @@ class FunctionSampling:
         return torch.linspace(float(high), float(low), steps + 1, dtype=torch.float64) ** RHO
 
 
-def _check_schedule(contender: Contender, schedule: NoiseSchedule) -> None:
+def _check_schedule(contender: Contender, plan: Plan, schedule: NoiseSchedule) -> None:
     """ValueError for a saved plan whose nodes are no points of this noise schedule."""
-    for row in contender.plan.rows:
+    for row in plan.rows:
         t, alpha, sigma = (float(value) for value in row.node[:3])
         here = torch.tensor(t, dtype=torch.float64)
         far = abs(float(schedule.alpha(here)) - alpha) + abs(float(schedule.sigma(here)) - sigma)
@@ -268,10 +268,11 @@ def sampling(
     """
     made: Sampling
     if contender.saved:
-        if contender.plan.nfe != nfe:
-            raise ValueError(f"nfe={nfe}: {contender.name} has {contender.plan.nfe} evaluations")
-        _check_schedule(contender, schedule)
-        return PlanSampling(contender.plan)
+        if nfe not in contender.plans:
+            raise ValueError(f"nfe={nfe}: {contender.name} has {contender.counts} evaluations")
+        chosen = contender.plans[nfe]
+        _check_schedule(contender, chosen, schedule)
+        return PlanSampling(chosen)
     if contender.stock or contender.name == PASTED:
         if config is None:
             raise ValueError("this network has no config for a scheduler of diffusers")

@@ -109,7 +109,7 @@ class Study:
 
     def numbers(self, contender: Contender) -> tuple[int, ...]:
         """The numbers of evaluations of one contender: a saved plan has its own alone."""
-        return tuple(n for n in self.nfe if not contender.saved or contender.plan.nfe == n)
+        return tuple(n for n in self.nfe if not contender.saved or n in contender.plans)
 
     @property
     def referenced(self) -> int:

@@ -92,7 +92,7 @@ class Cards(Mapping[int, Card]):
         ValueError for anything else, and for files that are damaged.
         """
         place = Path(path)
-        if place.is_dir():
+        if place.is_dir() or not place.exists():
             return load_folder(place)
         if place.suffix == ".json":
             return cls([Card.load(place)])

@@ -18,7 +18,7 @@ from logsnr.benchmarks.harness.files import load_tensors, save_tensors
 from logsnr.benchmarks.harness.suite import load_suite, read_suite
 from logsnr.benchmarks.harness.written import split
 from logsnr.benchmarks.studies.bench import measure, opened
-from logsnr.solvers import FlowMatching, VPLinear, make_plan
+from logsnr.solvers import Card, Cards, FlowMatching, VPLinear, make_plan
 from logsnr.solvers.processes import Ranks
 
 SMALL: dict[str, Any] = {
@@ -192,6 +192,26 @@ def test_a_plan_that_does_not_fit(changes, says, tmp_path):
         opened(read_suite(SMALL | {"contenders": [str(path)]} | changes))
     with pytest.raises(ValueError, match="a saved plan has no options"):
         read_suite(SMALL | {"contenders": [f"{path}:order=3"]})
+
+
+def test_cards_run_at_their_own_numbers_alone(tmp_path):
+    plans = {n: make_plan("unipc", VPLinear(), nfe=n) for n in (5, 6)}
+    Cards(Card(plan, "grid") for plan in plans.values()).save_folder(tmp_path / "mine")
+    text = f"card:{tmp_path / 'mine'}"
+    records = run(tmp_path / "out", contenders=[text, "unipc"], nfe=[4, 5, 6])
+    found = {(r["solver"], r["nfe"]): r for r in records}
+    assert sorted(n for solver, n in found if solver == text) == [5, 6]
+    for n in plans:
+        assert found[text, n]["rmse"] == found["unipc", n]["rmse"]
+    # Other cards are another measurement.
+    Card(plans[5], "full").save(tmp_path / "mine")
+    again = run(tmp_path / "out2", contenders=[text], nfe=[5])
+    assert again[-1]["options"] != found[text, 5]["options"]
+    for wrong, says in ((f"card:{tmp_path}", "no card in it"), ("card:nowhere", "no such folder")):
+        with pytest.raises(ValueError, match=says):
+            read_suite(SMALL | {"contenders": [wrong]})
+    with pytest.raises(ValueError, match="is a plan of 5 and 6 evaluations"):
+        opened(read_suite(SMALL | {"contenders": [text], "nfe": [8]}))
 
 
 # Refused before a network is called

@@ -154,7 +154,7 @@ class NetworkSubject:
 
     def check_converged(self, nfe: int) -> None:
         """Raise ValueError where the solution of so many evaluations has no plan."""
-        self._solution(nfe)
+        self.solution(nfe)
 
     def described(self, contender: Contender) -> dict[str, Any]:
         """The options with the hash of the statistics, where they are used."""
@@ -171,9 +171,10 @@ class NetworkSubject:
 
     def converged(self, nfe: int, seed: int, indices: Sequence[int], tick: Tick) -> Outcome:
         """The solution of the probability-flow ODE for the same samples."""
-        return self._measured(PlanSampling(self._solution(nfe)), seed, indices, tick)
+        return self._measured(PlanSampling(self.solution(nfe)), seed, indices, tick)
 
-    def _solution(self, nfe: int) -> Plan:
+    def solution(self, nfe: int) -> Plan:
+        """The plan of the converged solution."""
         ends = {key: self.grid[key] for key in ("t_start", "t_end") if key in self.grid}
         options = {**ends, **self.reference}
         return make_plan(options.pop("solver"), self.schedule, nfe=nfe, **options)
