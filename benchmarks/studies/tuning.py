@@ -77,8 +77,8 @@ class Request:
 
     def identity(self, fitted: Fitting, nfe: int) -> str:
         """A digest of all that a card depends on."""
-        return digest({**asdict(self), "nfe": nfe, "options": dict(self.options),
-                       "references": self.asked(fitted)})
+        own = {**asdict(self), "nfe": nfe, "options": dict(self.options)}
+        return digest({**own, "references": self.asked(fitted)})
 
     @property
     def shards(self) -> list[range]:
@@ -102,14 +102,14 @@ def references(
     files = [folder / f"{part.start}-{part.stop}.safetensors" for part in request.shards]
     missing = [k for k, file in enumerate(files) if not _whole(file)]
     here.barrier("what is missing")  # nobody writes before all have looked
-    tick(request.reference_nfe * sum(len(request.shards[k]) for k in range(len(files)) if k not in missing))
     plan = fitted.solution(request.reference_nfe)
+    tick(plan.nfe * (request.starts - sum(len(request.shards[k]) for k in missing)))
     for k in missing[here.rank :: here.size]:
         here.heed("converged solutions")
         part = request.shards[k]
         x = sample(fitted.denoiser(part), fitted.starts(request.seed, part), plan)
         save_tensors(files[k], {"x": x.detach().cpu()})
-        tick(request.reference_nfe * len(part) * here.size)
+        tick(plan.nfe * len(part) * here.size)
     here.barrier("the end of the converged solutions")
     return torch.cat([load_tensor(file) for file in files])
 
