@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +67,9 @@ def tune(
     ] = "full",
     starts: Starts = 256,
     seed: Seed = 1000,
-    iterations: Annotated[int | None, typer.Option(help="Of the fit. Default: the level's.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Of the fit. Default: the level's.")
+    ] = None,
     reference_nfe: ReferenceNfe = 200,
     batch_size: BatchSize = 32,
     height: Height = None,
@@ -116,30 +119,15 @@ def make_cards(
         asked = Request(nfe=nfe, **request)
         scales = guidance_range(guidance)
         folder(out)
-    with ranks(timeout=timeout) as here:
+    with ranks(timeout=timeout) as here, ExitStack() as stack:
         with options():
-            opening = fitting_of(scales, **opened)
-            fitted = opening.__enter__()
-        try:
-            with working(kept=out):
-                total = asked.starts * asked.reference_nfe
-                with progress(total, "evaluations") as update:
-                    done = 0.0
-
-                    def tick(amount: float) -> None:
-                        nonlocal done
-                        done += amount
-                        update(min(done, total), "converged solutions")
-
-                    targets = references(asked, fitted, out, here, tick)
-            if here.rank == 0:
-                with working(kept=out):
-                    cards = fit_cards(asked, fitted, out, targets, progress)
-                    write_plot(cards, out / PLOT)
-        finally:
-            opening.__exit__(None, None, None)
-        if here.rank != 0:
-            return
+            fitted = stack.enter_context(fitting_of(scales, **opened))
+        with working(kept=out):
+            targets = references(asked, fitted, out, here, progress)
+            if here.rank != 0:
+                return
+            cards = fit_cards(asked, fitted, out, targets, progress)
+            write_plot(cards, out / PLOT)
     if json_:
         typer.echo(json.dumps([card.about() for card in cards.values()], indent=2))
         return

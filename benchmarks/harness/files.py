@@ -129,11 +129,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def claim(
-    folder: Path, asked: Mapping[str, Any], name: str = "suite.json", held: bool = True
+    folder: Path,
+    asked: Mapping[str, Any],
+    name: str = "suite.json",
+    held: bool = True,
+    what: str = "measurements of another suite",
 ) -> None:
     """Note in the folder what is measured there, or check that it is what was noted.
 
     held : whether anything was measured there; if not, what was noted may change.
+    what : is in the folder where it is not that.
 
     Raises ValueError with the differences if the folder holds measurements of something else;
     nothing in it is touched then.
@@ -150,6 +155,6 @@ def claim(
     changed = differences(noted, finite(asked))
     if changed:
         raise ValueError(
-            f"out={str(folder)!r} holds measurements of another suite (there | now): "
-            f"{'; '.join(changed)}. Take another folder, or the suite as it was"
+            f"out={str(folder)!r} holds {what} (there | now): {'; '.join(changed)}. Take another "
+            "folder, or ask for what it was"
         )

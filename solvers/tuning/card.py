@@ -104,7 +104,7 @@ class Card:
 
     def _nodes(self, asked: str) -> list[Node]:
         plan = self.plan
-        if self.level not in NODES_ONLY or plan.tells_times:
+        if self.level not in NODES_ONLY:
             raise ValueError(
                 f"{asked}: the card's level={self.level!r} fits more than nodes, which no list "
                 f"of them can say; need a card of level {', '.join(NODES_ONLY)}"

@@ -1,0 +1,89 @@
+"""One fit of a plan: which of the ways is asked for, and whether what it found is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.benchmarks.harness.subjects.fitting import Fitting
+from logsnr.solvers import Denoiser, Plan
+from logsnr.solvers.tuning.card import UNTUNED
+from logsnr.solvers.tuning.errors import better, plan_errors, summary
+from logsnr.solvers.tuning.grid_fit import METHODS, fit_grid
+from logsnr.solvers.tuning.grid_problem import GridProblem
+
+LEVELS = ("grid", "coefficients", "full")
+"""With gradients."""
+VALIDATION = 0.25
+"""The share of the starts that decides, of the fits that take no validation starts themselves."""
+Show = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A plan that is as good as can be told: what was fitted if that is better, else what was.
+
+    level : "untuned" where nothing better was found.
+    before, after, comparison : errors of validation starts, as cards have them.
+    fit : how it was fitted, as JSON values.
+    """
+
+    plan: Plan
+    level: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    fit: Mapping[str, Any]
+
+
+def without_gradients(
+    method: str,
+    fitted: Fitting,
+    nfe: int,
+    denoise: Denoiser,
+    starts: Tensor,
+    targets: Tensor,
+    show: Show,
+    batch_size: int,
+    **options: Any,
+) -> Outcome:
+    """A grid by `fit_grid`, held against the default one over starts that it was not fitted to."""
+    held = max(1, round(VALIDATION * len(starts)))
+    fit, check = torch.arange(len(starts)).split([len(starts) - held, held])
+    plan = fit_grid(
+        denoise.for_samples(fit, len(starts)),
+        starts[fit],
+        nfe,
+        method=method,
+        targets=targets[fit],
+        batch_size=batch_size,
+        progress=show,
+        **options,
+        **fitted.ends,
+    )
+    default = GridProblem(fitted.schedule, None, nfe, dict(fitted.ends)).default
+    old, new = (
+        plan_errors(
+            each,
+            denoise.for_samples(check, len(starts)),
+            starts[check],
+            targets[check],
+            batch_size=batch_size,
+        )
+        for each in (default, plan)
+    )
+    found = better(new, old)
+    about = {"method": method, "starts": len(fit), "validation": held, **options}
+    about["note"] = dict(plan.options.get("fit", {}))
+    comparison = {**asdict(found), "better": found.better}
+    if not found.better:
+        before = asdict(summary(old))
+        return Outcome(default, UNTUNED, before, before, comparison, about)
+    return Outcome(plan, "grid", asdict(summary(old)), asdict(summary(new)), comparison, about)
+
+
+__all__ = ["LEVELS", "METHODS", "Outcome", "without_gradients"]
