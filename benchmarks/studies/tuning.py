@@ -24,11 +24,13 @@ from torch import Tensor
 from logsnr.benchmarks.harness.files import claim, load_tensor, save_tensors, write_whole
 from logsnr.benchmarks.harness.protocol import digest
 from logsnr.benchmarks.harness.subjects.fitting import Fitting
-from logsnr.benchmarks.studies.tuning_fits import METHODS, Outcome, Show, without_gradients
+from logsnr.benchmarks.studies.tuning_fits import Outcome, Show, with_gradients, without_gradients
 from logsnr.solvers import Card, Cards, Denoiser, Plan, sample
 from logsnr.solvers.checks import check_choice
 from logsnr.solvers.processes import Ranks
 from logsnr.solvers.tuning.card import NODES_ONLY, card_file
+from logsnr.solvers.tuning.grid_fit import METHODS
+from logsnr.solvers.tuning.options import LEVELS
 
 WORK = "work"
 """Where converged solutions are kept, below the folder of the cards."""
@@ -72,7 +74,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("level", self.level, METHODS)
+        check_choice("level", self.level, (*LEVELS, *METHODS))
         if not self.nfe or len(set(self.nfe)) < len(self.nfe) or min(self.nfe) < 1:
             raise ValueError(f"nfe={list(self.nfe)}: need whole numbers of at least 1, each once")
         for name, least in (("starts", 8), ("batch_size", 1), ("reference_nfe", 10), ("seed", 0)):
@@ -162,7 +164,8 @@ def fit_cards(
         if card is None:
             began = time.perf_counter()
             with shown(progress, f"{nfe} evaluations") as show:
-                outcome = fit(request, fitted, nfe, denoise, starts, targets, show)
+                checkpoint = out / WORK / f"fit-{nfe}-{identity}"
+                outcome = fit(request, fitted, nfe, denoise, starts, targets, show, checkpoint)
             about = {**outcome.fit, "seed": request.seed, "request": identity}
             card = Card(
                 told_exactly(outcome.plan),
@@ -174,6 +177,7 @@ def fit_cards(
                 about,
             )
             card.save(out)
+            checkpoint.unlink(missing_ok=True)
             if card.level in NODES_ONLY:
                 write_sigmas(card, out)
             note(out, nfe, time.perf_counter() - began)
@@ -189,19 +193,14 @@ def fit(
     starts: Tensor,
     targets: Tensor,
     show: Show,
+    checkpoint: Path,
 ) -> Outcome:
     """The plan of one number of evaluations, by the way that the level names."""
-    return without_gradients(
-        request.level,
-        fitted,
-        nfe,
-        denoise,
-        starts,
-        targets,
-        show,
-        request.batch_size,
-        **request.options,
-    )
+    given = (request.level, fitted, nfe, denoise, starts, targets, show)
+    if request.level in METHODS:
+        return without_gradients(*given, request.batch_size, **request.options)
+    size = min(request.batch_size, request.starts)
+    return with_gradients(*given, checkpoint, batch_size=size, **request.options)
 
 
 def told_exactly(plan: Plan) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from logsnr.benchmarks.harness.subjects.fitting import Fitting
 from logsnr.solvers import Denoiser, Plan
 from logsnr.solvers.tuning.card import UNTUNED
 from logsnr.solvers.tuning.errors import better, plan_errors, summary
-from logsnr.solvers.tuning.grid_fit import METHODS, fit_grid
+from logsnr.solvers.tuning.fitting import fit
+from logsnr.solvers.tuning.grid_fit import fit_grid
 from logsnr.solvers.tuning.grid_problem import GridProblem
+from logsnr.solvers.tuning.options import Tuning
 
-LEVELS = ("grid", "coefficients", "full")
-"""With gradients."""
 VALIDATION = 0.25
 """The share of the starts that decides, of the fits that take no validation starts themselves."""
 Show = Callable[[int, int], None]
@@ -38,6 +39,36 @@ class Outcome:
     after: Mapping[str, Any]
     comparison: Mapping[str, Any]
     fit: Mapping[str, Any]
+
+
+def with_gradients(
+    level: str,
+    fitted: Fitting,
+    nfe: int,
+    denoise: Denoiser,
+    starts: Tensor,
+    targets: Tensor,
+    show: Show,
+    checkpoint: Path,
+    **options: Any,
+) -> Outcome:
+    """Nodes and coefficients by `tune`, whose own validation decides."""
+    asked = Tuning(
+        nfe=nfe,
+        level=level,
+        targets=targets,
+        checkpoint=checkpoint,
+        progress=show,
+        **options,
+        **fitted.ends,
+    )
+    found = fit(denoise, starts, asked)
+    report = dict(found.report)
+    errors = report["errors"]
+    before, accepted = errors["untuned"], report["accepted"]
+    after = errors[report["rows"]] if accepted else before
+    comparison = {**report["comparison"], "better": accepted}
+    return Outcome(found.plan, level if accepted else UNTUNED, before, after, comparison, report)
 
 
 def without_gradients(
@@ -84,6 +115,3 @@ def without_gradients(
         before = asdict(summary(old))
         return Outcome(default, UNTUNED, before, before, comparison, about)
     return Outcome(plan, "grid", asdict(summary(old)), asdict(summary(new)), comparison, about)
-
-
-__all__ = ["LEVELS", "METHODS", "Outcome", "without_gradients"]
