@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from logsnr.benchmarks.harness.protocol import differences, finite
+from logsnr.solvers.whole_files import PART, write_whole
 
 try:
     import fcntl
@@ -24,27 +23,6 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".logsnr.lock"
-PART = ".part-"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, which takes its place once it is on the disk.
-
-    So ``path`` holds all of the new content or all of the old. Raises what ``write`` raises.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def save_tensors(

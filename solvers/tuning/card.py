@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from ..fitted_to import FittedTo, fitted_to, noted
 from ..node import Node
 from ..plan import Plan
+from ..whole_files import write_whole
 
 FORMAT = "logsnr-card-1"
 PACKAGES = ("logsnr", "torch")
@@ -187,20 +187,6 @@ def card_file(path: str | Path, nfe: int) -> Path:
 def digest(path: Path) -> str:
     """Sixteen hexadecimal digits of a file's contents."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file that takes the place of ``path`` once it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def installed() -> dict[str, str]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..fitted_to import FittedTo
 from ..plan import Plan
 from ..plan_files import arguments, content
-from .card import Card, write_whole
+from ..whole_files import write_whole
+from .card import Card
 
 BUNDLE = "logsnr-cards-1"
 

@@ -110,7 +110,7 @@ class _Predictions:
         if not len(active):  # as at the first evaluation, where the start and the time are given
             return value, derivative
         per_call = max(1, GROUPS // len(state))
-        for rows in active.split(per_call):
+        for rows in active.split(per_call) if len(active) else ():
             h = STEP / (size[rows] + times[rows].abs() + told[rows].abs()).clamp(min=1e-12)
             wide = h.to(state.device, state.dtype).reshape(-1, *[1] * state.ndim)
             moved = state + wide * tangent[rows.to(state.device)]
