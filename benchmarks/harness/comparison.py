@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from logsnr.benchmarks.harness.files import load_tensors, tensor_names, write_whole
+from logsnr.benchmarks.harness.files import load_tensors, tensor_names
 from logsnr.benchmarks.harness.measures import Measure, distances, mean_squares, rmse_of
 from logsnr.benchmarks.harness.protocol import Record, key_of
 from logsnr.benchmarks.harness.records import STATUS
@@ -25,6 +25,7 @@ from logsnr.benchmarks.harness.runner import DIVERGED, FAILED, OK, Shard, Watch
 from logsnr.benchmarks.harness.study import REFERENCE, Job, Study, work
 from logsnr.benchmarks.harness.subjects import Diverged, Outcome, Subject
 from logsnr.benchmarks.harness.subjects.subject import NOT_FINITE
+from logsnr.solvers.whole_files import write_whole
 
 FAILURES = (
     ValueError,

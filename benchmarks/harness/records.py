@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from logsnr.benchmarks.harness.files import write_whole
 from logsnr.benchmarks.harness.protocol import Record, finite, identity
+from logsnr.solvers.whole_files import write_whole
 
 try:
     import fcntl

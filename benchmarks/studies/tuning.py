@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.benchmarks.harness.files import claim, load_tensor, save_tensors, write_whole
+from logsnr.benchmarks.harness.files import claim, load_tensor, save_tensors
 from logsnr.benchmarks.harness.protocol import digest
 from logsnr.benchmarks.harness.subjects.fitting import Fitting
 from logsnr.benchmarks.studies.tuning_fits import Outcome, Show, with_gradients, without_gradients
@@ -31,6 +31,7 @@ from logsnr.solvers.processes import Ranks
 from logsnr.solvers.tuning.card import NODES_ONLY, card_file
 from logsnr.solvers.tuning.grid_fit import METHODS
 from logsnr.solvers.tuning.options import LEVELS
+from logsnr.solvers.whole_files import write_whole
 
 WORK = "work"
 """Where converged solutions are kept, below the folder of the cards."""

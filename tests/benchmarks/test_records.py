@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from logsnr.benchmarks.harness import records
-from logsnr.benchmarks.harness.files import claim, load_tensor, locked, save_tensors, write_whole
+from logsnr.benchmarks.harness.files import claim, load_tensor, locked, save_tensors
 from logsnr.benchmarks.harness.protocol import differences, identity
 from logsnr.benchmarks.harness.records import append, load, record_file
+from logsnr.solvers.whole_files import write_whole
 
 
 def record(nfe: int, **measured):
