@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "Run suites: error, FID and cost of contenders, kept and shared over processes.",
     "nfe": "Compare solvers on your own diffusers pipeline with a converged solution.",
     "tune": "Fit plans to a model at a few evaluations, and write them as cards.",
+    "auto": "Choose solver and grid for a model by measurement, and write them as cards.",
     "report": "Make a page of the records in folders: tables, charts, pictures, protocol.",
     "parallel": "Measure parallel-in-time sampling: sweeps, errors, wall time.",
     "ems": "Estimate the statistics that DPM-Solver-v3 needs of a model, and plot them.",

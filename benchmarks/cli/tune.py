@@ -62,7 +62,7 @@ def tune(
         str,
         typer.Option(
             help="What is fitted: grid (nodes), coefficients, full (both, and the time that the "
-            "network is told)."
+            "network is told). Without gradients, nodes alone: location, lattice, proxy, search."
         ),
     ] = "full",
     starts: Starts = 256,
@@ -89,19 +89,15 @@ def tune(
 
     Example: logsnr tune --pipeline ./my-model --prompts prompts.txt --nfe 5,8 --out cards
     """
-    with options():
-        said = {} if iterations is None else {"iterations": iterations}
-        request = {"level": level, "options": said, "starts": starts, "seed": seed}
-        request |= {"reference_nfe": reference_nfe, "batch_size": batch_size}
-        counts = tuple(sorted(numbers("nfe", nfe)))
-        opened = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
-        opened |= dict(height=height, width=width, dtype=dtype, device=device)
-        call = json_object(call_args)
-    make_cards(counts, request, {**opened, "call_args": call}, guidance_scale, out, timeout, json_)
+    said = {} if iterations is None else {"iterations": iterations}
+    request = dict(nfe=nfe, level=level, options=said, starts=starts, seed=seed)
+    request |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
+    opened = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
+    opened |= dict(height=height, width=width, dtype=dtype, device=device, call_args=call_args)
+    make_cards(request, opened, guidance_scale, out, timeout, json_)
 
 
 def make_cards(
-    nfe: tuple[int, ...],
     request: dict[str, Any],
     opened: dict[str, Any],
     guidance: str | None,
@@ -109,19 +105,21 @@ def make_cards(
     timeout: float,
     json_: bool,
 ) -> None:
-    """What ``tune`` and ``auto`` do."""
+    """What ``tune`` and ``auto`` do, with their options as they were written."""
     from logsnr.benchmarks.reports.tuning_plot import PLOT, write_plot
     from logsnr.benchmarks.studies.tuning import Request, fit_cards, references
     from logsnr.benchmarks.studies.tuning_subjects import fitting_of, guidance_range
     from logsnr.solvers.processes import ranks
 
-    with options({"model": "model"}):
-        asked = Request(nfe=nfe, **request)
+    with options():
+        counts = tuple(sorted(numbers("nfe", request["nfe"])))
+        asked = Request(**{**request, "nfe": counts})
+        call = json_object(opened["call_args"])
         scales = guidance_range(guidance)
         folder(out)
     with ranks(timeout=timeout) as here, ExitStack() as stack:
         with options():
-            fitted = stack.enter_context(fitting_of(scales, **opened))
+            fitted = stack.enter_context(fitting_of(scales, **{**opened, "call_args": call}))
         with working(kept=out):
             targets = references(asked, fitted, out, here, progress)
             if here.rank != 0:

@@ -24,11 +24,19 @@ from torch import Tensor
 from logsnr.benchmarks.harness.files import claim, load_tensor, save_tensors
 from logsnr.benchmarks.harness.protocol import digest
 from logsnr.benchmarks.harness.subjects.fitting import Fitting
-from logsnr.benchmarks.studies.tuning_fits import Outcome, Show, with_gradients, without_gradients
+from logsnr.benchmarks.studies.tuning_fits import (
+    AUTO,
+    Outcome,
+    Show,
+    by_measurement,
+    with_gradients,
+    without_gradients,
+)
 from logsnr.solvers import Card, Cards, Denoiser, Plan, sample
 from logsnr.solvers.checks import check_choice
 from logsnr.solvers.processes import Ranks
-from logsnr.solvers.tuning.card import NODES_ONLY, card_file
+from logsnr.solvers.tuning.auto import LEAST_STARTS
+from logsnr.solvers.tuning.card import card_file
 from logsnr.solvers.tuning.grid_fit import METHODS
 from logsnr.solvers.tuning.options import LEVELS
 from logsnr.solvers.whole_files import write_whole
@@ -56,7 +64,8 @@ class Request:
     Parameters
     ----------
     nfe : numbers of network evaluations, one card each.
-    level : "auto", "grid", "coefficients" or "full".
+    level : "auto" chooses among what is known; "grid", "coefficients" and "full" fit with
+        gradients; "location", "lattice", "proxy" and "search" fit the nodes without.
     starts : start states, with the validation's among them.
     seed : of the starts.
     reference_nfe : evaluations of the converged solution.
@@ -75,10 +84,11 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("level", self.level, (*LEVELS, *METHODS))
+        check_choice("level", self.level, (AUTO, *LEVELS, *METHODS))
         if not self.nfe or len(set(self.nfe)) < len(self.nfe) or min(self.nfe) < 1:
             raise ValueError(f"nfe={list(self.nfe)}: need whole numbers of at least 1, each once")
-        for name, least in (("starts", 8), ("batch_size", 1), ("reference_nfe", 10), ("seed", 0)):
+        few = LEAST_STARTS if self.level == AUTO else 8
+        for name, least in (("starts", few), ("batch_size", 1), ("reference_nfe", 10), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least {least}")
 
@@ -179,7 +189,7 @@ def fit_cards(
             )
             card.save(out)
             checkpoint.unlink(missing_ok=True)
-            if card.level in NODES_ONLY:
+            if card.listed:
                 write_sigmas(card, out)
             note(out, nfe, time.perf_counter() - began)
         found.append(card)
@@ -197,11 +207,13 @@ def fit(
     checkpoint: Path,
 ) -> Outcome:
     """The plan of one number of evaluations, by the way that the level names."""
-    given = (request.level, fitted, nfe, denoise, starts, targets, show)
+    given, size = (fitted, nfe, denoise, starts, targets, show), request.batch_size
+    if request.level == AUTO:
+        return by_measurement(*given, size, **request.options)
     if request.level in METHODS:
-        return without_gradients(*given, request.batch_size, **request.options)
-    size = min(request.batch_size, request.starts)
-    return with_gradients(*given, checkpoint, batch_size=size, **request.options)
+        return without_gradients(request.level, *given, size, **request.options)
+    own = {"batch_size": min(size, request.starts), **request.options}
+    return with_gradients(request.level, *given, checkpoint, **own)
 
 
 def told_exactly(plan: Plan) -> Plan:
@@ -243,7 +255,7 @@ def shown(progress: Progress, title: str) -> Iterator[Show]:
         def show(done: int, total: int) -> None:
             nonlocal update
             if update is None:
-                update = stack.enter_context(progress(total, "runs"))
+                update = stack.enter_context(progress(total, "steps"))
             update(done, title)
 
         yield show

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logsnr.benchmarks.harness.subjects.fitting import Fitting
 from logsnr.solvers import Denoiser, Plan
+from logsnr.solvers.tuning.auto import auto_plan
 from logsnr.solvers.tuning.card import UNTUNED
 from logsnr.solvers.tuning.errors import better, plan_errors, summary
 from logsnr.solvers.tuning.fitting import fit
@@ -19,6 +20,8 @@ from logsnr.solvers.tuning.grid_fit import fit_grid
 from logsnr.solvers.tuning.grid_problem import GridProblem
 from logsnr.solvers.tuning.options import Tuning
 
+AUTO = "auto"
+"""The level of plans that were chosen, not fitted."""
 VALIDATION = 0.25
 """The share of the starts that decides, of the fits that take no validation starts themselves."""
 Show = Callable[[int, int], None]
@@ -69,6 +72,34 @@ def with_gradients(
     after = errors[report["rows"]] if accepted else before
     comparison = {**report["comparison"], "better": accepted}
     return Outcome(found.plan, level if accepted else UNTUNED, before, after, comparison, report)
+
+
+def by_measurement(
+    fitted: Fitting,
+    nfe: int,
+    denoise: Denoiser,
+    starts: Tensor,
+    targets: Tensor,
+    show: Show,
+    batch_size: int,
+    **options: Any,
+) -> Outcome:
+    """The best of all solvers and grids by `auto_plan`, whose unseen starts decide."""
+    plan = auto_plan(
+        denoise,
+        starts,
+        nfe,
+        targets=targets,
+        batch_size=batch_size,
+        progress=show,
+        **options,
+        **fitted.ends,
+    )
+    report = dict(plan.options["auto"])
+    comparison, errors = report["comparison"], report["errors"]
+    before, better_one = errors["default"], comparison["better"]
+    after = errors["winner"] if better_one else before
+    return Outcome(plan, AUTO if better_one else UNTUNED, before, after, comparison, report)
 
 
 def without_gradients(

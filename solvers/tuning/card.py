@@ -102,17 +102,29 @@ class Card:
         flow = all(_straight(node) for node in nodes)
         return [steps * float(node.t) - (0 if flow else 1) for node in nodes]
 
-    def _nodes(self, asked: str) -> list[Node]:
-        plan = self.plan
+    @property
+    def listed(self) -> bool:
+        """Whether `sigmas` and `timesteps` say all of it."""
+        return not self._unlisted
+
+    @property
+    def _unlisted(self) -> str:
+        """Why no list of nodes can say what the card does; "" if one can."""
         if self.level not in NODES_ONLY:
-            raise ValueError(
-                f"{asked}: the card's level={self.level!r} fits more than nodes, which no list "
-                f"of them can say; need a card of level {', '.join(NODES_ONLY)}"
+            return (
+                f"the card's level={self.level!r} fits more than nodes, which no list of them can "
+                f"say; need a card of level {', '.join(NODES_ONLY)}"
             )
-        nodes = [plan.rows[k].node for k in plan.evaluated]
-        if any(a.t <= b.t for a, b in zip(nodes, nodes[1:], strict=False)):
-            raise ValueError(f"{asked}: {plan!r} evaluates several times a step")
-        return [*nodes, plan.rows[-1].node]
+        times = self.plan.times
+        if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+            return f"{self.plan!r} evaluates several times a step"
+        return ""
+
+    def _nodes(self, asked: str) -> list[Node]:
+        if reason := self._unlisted:
+            raise ValueError(f"{asked}: {reason}")
+        rows = self.plan.rows
+        return [*(rows[k].node for k in self.plan.evaluated), rows[-1].node]
 
     # files
 
