@@ -15,7 +15,7 @@ from logsnr.benchmarks.__main__ import COMMANDS
 from logsnr.benchmarks.cli.command_line import numbers
 from logsnr.benchmarks.harness.study import Study
 from logsnr.benchmarks.harness.subjects.opening import EMBEDDED, open_pipeline
-from logsnr.benchmarks.studies import demo, orders, parallel
+from logsnr.benchmarks.studies import demo, orders, parallel, tuning
 from logsnr.solvers import estimate_ems
 
 DECLARED: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -25,6 +25,8 @@ DECLARED: dict[str, tuple[Callable[..., Any], ...]] = {
     "parallel": (parallel.Settings,),
     "ems": (statistics, open_pipeline, estimate_ems),
     "order": (orders.measure_any,),
+    "tune": (tuning.Request, open_pipeline),
+    "auto": (tuning.Request, open_pipeline),
 }
 OWN = {
     # What a command decides, or says otherwise than whom it hands it on to.
@@ -38,6 +40,8 @@ OWN = {
         *("suite", "subjects", "contenders", "nfe", "seeds", "samples", "metrics"),
         *("baseline", "fail_if_worse", "timeout"),
     },
+    "tune": {"model", "pipeline", "prompts", "nfe", "iterations", "device", "timeout"},
+    "auto": {"model", "pipeline", "prompts", "nfe", "starts", "device", "timeout"},
     # Their options are their own.
     "overhead": {"shape", "runs"},
     "conformance": {"folder", "family", "verbose"},

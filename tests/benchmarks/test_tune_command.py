@@ -23,7 +23,7 @@ from logsnr.benchmarks.studies.tuning import WORK
 from logsnr.benchmarks.studies.tuning_subjects import fitting_of
 from logsnr.solvers import Cards, sample
 
-SMALL = ("--starts=10", "--reference-nfe=12", "--batch-size=8", "--level=location")
+SMALL = ("--starts=8", "--reference-nfe=10", "--batch-size=8", "--level=location")
 
 
 def run(*arguments: str, out: Path):
