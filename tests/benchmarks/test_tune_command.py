@@ -61,7 +61,7 @@ def test_a_pipeline_is_fitted_and_runs_its_card(name, tmp_path):
 
 def test_a_killed_run_goes_on_and_makes_the_same_cards(tmp_path, monkeypatch):
     """Killed among the converged solutions, and in the second fit."""
-    monkeypatch.setattr(tuning, "SHARD", 4)
+    monkeypatch.setattr(tuning, "SHARD", 3)
     arguments = ("--model=problem=six-gaussians", "--nfe=3,4")
     undisturbed = run(*arguments, out=tmp_path / "whole")
     assert undisturbed.exit_code == 0, undisturbed.output
@@ -84,18 +84,18 @@ def test_a_killed_run_goes_on_and_makes_the_same_cards(tmp_path, monkeypatch):
     killed("sample", 2)
     work = tmp_path / "cut" / WORK
     assert sorted(path.name for path in work.glob("*.safetensors")) == [
-        "0-4.safetensors",
-        "4-8.safetensors",
+        "0-3.safetensors",
+        "3-6.safetensors",
     ]
     killed("fit", 1)
     assert set(content(tmp_path / "cut")) == {"card-3.json", "card-3.safetensors"}
     # What is damaged is made again, and nothing else.
     (tmp_path / "cut" / "card-3.safetensors").write_bytes(b"half")
-    (work / "4-8.safetensors").write_bytes(b"half")
-    before = (work / "0-4.safetensors").stat().st_mtime_ns
+    (work / "3-6.safetensors").write_bytes(b"half")
+    before = (work / "0-3.safetensors").stat().st_mtime_ns
     assert run(*arguments, out=tmp_path / "cut").exit_code == 0
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    assert (work / "0-4.safetensors").stat().st_mtime_ns == before
+    assert (work / "0-3.safetensors").stat().st_mtime_ns == before
     for path in (tmp_path / "whole" / WORK).glob("*.safetensors"):
         assert torch.equal(load_tensor(path), load_tensor(work / path.name))
 
