@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from logsnr.benchmarks.cli.pipeline_options import CallArgs, Device, Dtype, Height, Width
 from logsnr.benchmarks.cli.tune import (
@@ -50,8 +51,8 @@ def auto(
 
     Example: logsnr auto --pipeline ./my-model --prompts prompts.txt --nfe 5,8 --out cards
     """
-    request = dict(nfe=nfe, level="auto", starts=starts, seed=seed)
-    request |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
-    opened = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
+    asked: dict[str, Any] = dict(nfe=nfe, level="auto", options={}, starts=starts, seed=seed)
+    asked |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
+    opened: dict[str, Any] = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
     opened |= dict(height=height, width=width, dtype=dtype, device=device, call_args=call_args)
-    make_cards(request, opened, guidance_scale, out, timeout, json_)
+    make_cards(asked, opened, guidance_scale, out, timeout, json_)

@@ -90,11 +90,11 @@ def tune(
     Example: logsnr tune --pipeline ./my-model --prompts prompts.txt --nfe 5,8 --out cards
     """
     said = {} if iterations is None else {"iterations": iterations}
-    request = dict(nfe=nfe, level=level, options=said, starts=starts, seed=seed)
-    request |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
-    opened = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
+    asked: dict[str, Any] = dict(nfe=nfe, level=level, options=said, starts=starts, seed=seed)
+    asked |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
+    opened: dict[str, Any] = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
     opened |= dict(height=height, width=width, dtype=dtype, device=device, call_args=call_args)
-    make_cards(request, opened, guidance_scale, out, timeout, json_)
+    make_cards(asked, opened, guidance_scale, out, timeout, json_)
 
 
 def make_cards(

@@ -49,7 +49,7 @@ class Fitting(Protocol):
         ...
 
     @property
-    def ends(self) -> Mapping[str, float]:
+    def ends(self) -> Mapping[str, Any]:
         """t_start and t_end of a run."""
         ...
 
@@ -99,7 +99,7 @@ class NetworkFitting:
         return self.subject.schedule
 
     @property
-    def ends(self) -> Mapping[str, float]:
+    def ends(self) -> Mapping[str, Any]:
         first, last = self.schedule.t_start, self.schedule.t_end
         grid = self.subject.grid
         return {"t_start": grid.get("t_start", first), "t_end": grid.get("t_end", last)}
@@ -151,7 +151,7 @@ class PipelineFitting:
         return self.network.schedule
 
     @property
-    def ends(self) -> Mapping[str, float]:
+    def ends(self) -> Mapping[str, Any]:
         nodes = self.network.loop.nodes
         return {"t_start": nodes[0].t, "t_end": nodes[-1].t}
 
