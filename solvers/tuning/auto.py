@@ -10,7 +10,7 @@ unless the winner is better with confidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..checks import check_choice, check_kind, check_whole
 from ..denoiser import Denoiser, check_start
-from ..location_fit import OF_A_GRID
 from ..model_statistics import estimate_ems
 from ..model_statistics.ems import EMS
 from ..plan import Plan
@@ -29,8 +28,10 @@ from .candidates import Candidate, Pool
 from .errors import MEASURES, better, for_samples, summary
 from .grid_fit import METHODS, fit_grid
 from .grid_problem import OF_THE_NODES, schedule_of
+from .options import LEVELS
 from .references import OF_THE_RUN
 from .trials import REFERENCE_NFE, Trials, converged
+from .tune import tune
 
 LEAST_STARTS = 12
 FIRST_STARTS = 6
@@ -44,6 +45,8 @@ def auto_plan(
     starts: Tensor,
     nfe: int = 8,
     *,
+    level: str | None = None,
+    tuning: Mapping[str, Any] | None = None,
     schedule: NoiseSchedule | None = None,
     default: Plan | None = None,
     candidates: Sequence[tuple[str, dict[str, Any]]] | None = None,
@@ -58,8 +61,8 @@ def auto_plan(
 ) -> Plan:
     """The best of all solvers, orders, spacings and last steps for a network, at ``nfe``.
 
-    No gradients are asked for. Evaluations of one start at 8 NFE, beside 100 for its target: about
-    250 on the average with 48 starts, a third of them for the fitted grid.
+    Without ``level`` no gradients are asked for. Evaluations of a start at 8 NFE, beside 100 for
+    its target: about 350 with 48 starts, most of them for the fitted grids.
 
     Parameters
     ----------
@@ -67,6 +70,9 @@ def auto_plan(
     starts : start states (B, *event), twelve at least, a few dozen better; see `Plan.start`. The
         last third of them decides whether the default is left.
     nfe : network evaluations of every candidate and of the plan.
+    level : "grid", "coefficients" or "full" goes on with `tune` from the best solver, which takes
+        gradients of a `Denoiser`; the tuned plan is the result if it is better with confidence.
+    tuning : more options of `tune`.
     schedule : of the network; None is the denoiser's own.
     default : the plan that has to be beaten, of ``nfe`` evaluations too; None is what `make_plan`
         does best where nothing is known: UniPC-2, on the straight path iPNDM-2 in t.
@@ -90,6 +96,8 @@ def auto_plan(
     check_choice("measure", measure, MEASURES)
     if fit is not None:
         check_choice("fit", fit, METHODS)
+    if level is not None:
+        _check_level(level, denoise, run)
     check_kind("confidence", confidence, 0.0)
     check_whole("batch_size", batch_size, 1)
     if not 0.5 < confidence < 1:
@@ -138,7 +146,41 @@ def auto_plan(
         "starts": [chosen, len(starts) - chosen],
         "evaluations": spent + trials.spent + unseen.spent,
     }
-    return best.plan.labelled(best.plan.solver, {**best.plan.options, "auto": note})
+    plan = best.plan
+    if level is not None and isinstance(denoise, Denoiser):
+        share = len(unseen.starts) / len(starts)
+        tuned = tune(
+            denoise,
+            starts,
+            nfe,
+            level=level,
+            solver=best.solver,
+            solver_options=best.solver_options,
+            objective="mse" if measure == "rmse" else "log",
+            targets=targets,
+            validation=share,
+            confidence=confidence,
+            progress=progress,
+            **{key: run[key] for key in ("t_start", "t_end") if key in run},
+            **(tuning or {}),
+        )
+        found = better(
+            unseen.errors("tuned", tuned),
+            unseen.errors(best.key, best.plan),
+            confidence,
+            measure=measure,
+        )
+        note["tuned"] = {"level": level, **asdict(found), "better": found.better}
+        plan = tuned if found.better else plan
+    return plan.labelled(plan.solver, {**plan.options, "auto": note})
+
+
+def _check_level(level: str, denoise: Any, run: dict[str, Any]) -> None:
+    check_choice("level", level, LEVELS)
+    if not isinstance(denoise, Denoiser):
+        raise ValueError(f"level={level!r} needs gradients: denoise has to be a Denoiser")
+    if run.get("snap"):
+        raise ValueError(f"snap=True: nodes of level={level!r} are no whole training steps")
 
 
 def _given(plan: Plan, nfe: int) -> Candidate:
@@ -187,7 +229,7 @@ class _Contest:
         left = self._ranked(left, self.rounds[-1])
         if fit is not None:
             # The leader's, and those of the best one of another solver.
-            others = [one for one in left if self._own(one) != self._own(left[0])]
+            others = [one for one in left if one.without_grid != left[0].without_grid]
             fitted = [self._fitted(one, fit) for one in [left[0], *others[:1]]]
             left = self._ranked([*left, *fitted], self.rounds[-1])
         self.ranking = [{**one.note, "error": self._error(one, self.rounds[-1])} for one in left]
@@ -204,14 +246,9 @@ class _Contest:
         self.show(self.trials.spent)
         return found
 
-    def _own(self, one: Candidate) -> tuple[str, dict[str, Any]]:
-        """The solver of a candidate with the options that are not its grid's."""
-        left_out = (*OF_A_GRID, "scale", "auto", "fit")
-        return one.solver, {k: v for k, v in one.options.items() if k not in left_out}
-
     def _fitted(self, leader: Candidate, method: str) -> Candidate:
         """The leader's solver on the grid that fits it."""
-        solver, own = self._own(leader)
+        solver, own = leader.without_grid
         plan = fit_grid(
             self.trials.denoise,
             self.trials.starts,

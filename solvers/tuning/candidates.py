@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..location_fit import default_solver
+from ..location_fit import OF_A_GRID, default_solver
 from ..logistic import default_location, default_scale
 from ..model_statistics.ems import EMS
 from ..plan import Coefficient, Plan
-from ..registry import make_plan
+from ..registry import find_solver, make_plan
 from ..schedules import DiscreteVP, NoiseSchedule, is_straight
 
 Options = Mapping[str, Any]
@@ -59,6 +59,18 @@ class Candidate:
     def key(self) -> str:
         """The same for plans that are the same, however their options say it."""
         return repr([(row.evaluated, *map(_rounded, row.numbers())) for row in self.plan.rows])
+
+    @property
+    def without_grid(self) -> tuple[str, dict[str, Any]]:
+        """The solver, and the options that are not those of the grid."""
+        left_out = (*OF_A_GRID, "scale", "auto", "fit", "tuned")
+        return self.solver, {k: v for k, v in self.options.items() if k not in left_out}
+
+    @property
+    def solver_options(self) -> dict[str, Any]:
+        """The solver's own options."""
+        own = find_solver(self.solver).defaults
+        return {k: v for k, v in self.options.items() if k in own}
 
     @property
     def note(self) -> dict[str, Any]:

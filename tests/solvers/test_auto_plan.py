@@ -87,8 +87,8 @@ def test_a_default_that_nothing_beats_stays():
     starts = normal(12, 4)
     exact = [GAUSSIAN.flow(make_plan("ddim", schedule, nfe=1).rows[0].node, starts)]
     end = exact[0](make_plan("ddim", schedule, nfe=1).rows[-1].node)
-    best = auto_plan(denoise, starts, 6, targets=end)
-    again = auto_plan(denoise, starts, 6, targets=end, default=best)
+    best = auto_plan(denoise, starts, 6, targets=end, fit=None)
+    again = auto_plan(denoise, starts, 6, targets=end, default=best, fit=None)
     assert again.rows == best.rows and not again.options["auto"]["comparison"]["better"]
 
 
@@ -116,6 +116,16 @@ def test_candidates_of_the_user_and_statistics():
     assert math.isfinite(plan.options["auto"]["comparison"]["ratio"])
 
 
+def test_a_level_goes_on_to_tune_the_winner():
+    denoise = exact_denoiser(WIDE, VPLinear(), "sample")
+    starts = normal(15, 4)
+    plan = auto_plan(denoise, starts, 4, level="coefficients", fit=None, tuning={"iterations": 4, "rows": "free"})
+    note = plan.options["auto"]
+    assert note["tuned"]["level"] == "coefficients" and plan.nfe == 4
+    assert ("tuned" in plan.options) == note["tuned"]["better"]
+    assert plan.consistent != note["tuned"]["better"] or plan.options["tuned"]["accepted"]
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
@@ -134,6 +144,8 @@ def test_candidates_of_the_user_and_statistics():
         ({"candidates": [("unipx", {})]}, "unipx"),
         ({"candidates": [("ddim", {"eta": 1.0})]}, "candidates has 'ddim'"),
         ({"t_start": 2.0}, "t_start=2.0"),
+        ({"level": "all"}, "level='all'"),
+        ({"level": "grid"}, "has to be a Denoiser"),
     ],
 )
 def test_bad_options_are_refused_before_the_network_is_called(keywords, message):

@@ -11,7 +11,6 @@ from cases import (
     MIXTURE,
     RANGES,
     SCHEDULES,
-    deterministic_cases,
     is_stochastic,
     plan_for,
     solver_cases,
@@ -20,6 +19,7 @@ from cases import (
 )
 from numpy.polynomial import Polynomial
 from scipy.interpolate import lagrange
+from topologies import topology_cases
 
 from logsnr.benchmarks.problems.analytic import exact_denoiser, point_mass
 from logsnr.solvers import (
@@ -96,7 +96,7 @@ def assert_same(
     torch.testing.assert_close(got / scale, wanted / scale, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "options"), deterministic_cases())
+@pytest.mark.parametrize(("name", "options"), topology_cases())
 def test_every_solver_is_the_run_with_a_cache(name, options):
     plan = plan_for(name, REGULAR, options)
     assert_same(plan, REGULAR["schedule"], 2, "lambda", "data")

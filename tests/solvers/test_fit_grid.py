@@ -144,7 +144,7 @@ def test_the_proxy_is_the_difference_of_two_rules():
 @pytest.mark.parametrize("schedule", [VPLinear(), FlowMatching()], ids=["vp", "flow"])
 def test_every_method_finds_better_grids_for_data_of_another_scale(schedule, method):
     network, seen = wide_network(schedule), []
-    starts = normal(24, 4)
+    starts = normal(16, 4)
     plan = fit_grid(
         network,
         starts,
@@ -156,7 +156,7 @@ def test_every_method_finds_better_grids_for_data_of_another_scale(schedule, met
     )
     assert plan.nfe == 6
     note = plan.options["fit"]
-    assert note["method"] == method and note["starts"] == 24
+    assert note["method"] == method and note["starts"] == 16
     assert seen and all(done <= most for done, most in seen) and seen[-1][0] == seen[-1][1]
     default = make_plan(plan.solver, schedule, nfe=6, t_end=1e-3, **own_options(plan))
     others = normal(64, 4, seed=7)
@@ -166,7 +166,7 @@ def test_every_method_finds_better_grids_for_data_of_another_scale(schedule, met
         make_plan("unipc-3", schedule, nfe=300, scale=2.5, t_end=1e-3, location=-1.0),
     )
     errors = [plan_errors(one, network, others, exact) for one in (plan, default)]
-    gain = 0.95 if method == "proxy" else 0.8
+    gain = 0.95 if method in ("lattice", "proxy") else 0.8
     assert summary(errors[0]).log_mean < gain * summary(errors[1]).log_mean
 
 
@@ -203,7 +203,7 @@ def test_searched_masks_are_nearer_than_even_ones():
     schedule = VPLinear()
     denoise = exact_denoiser(WIDE, schedule, "sample")
     plan = make_plan("unipc", schedule, nfe=20, order=2, location=-1.5)
-    starts, others = normal(16, 4), normal(48, 4, seed=9)
+    starts, others = normal(10, 4), normal(32, 4, seed=9)
     mask = search_mask(denoise, starts, plan, 8)
     assert len(mask) == 20 and sum(mask) == 8 and mask[0]
     ends = sample(denoise, others, plan)
@@ -266,7 +266,7 @@ def test_the_methods_are_methods_of_tune():
     denoise = exact_denoiser(WIDE, schedule, "sample")
     plan = tune(
         denoise,
-        normal(36, 4),
+        normal(30, 4),
         nfe=6,
         level="grid",
         method="location",
@@ -274,7 +274,7 @@ def test_the_methods_are_methods_of_tune():
         solver_options={"order": 2},
     )
     assert plan.nfe == 6 and plan.options["fit"]["method"] == "location"
-    assert plan.options["tuned"]["accepted"] and plan.options["tuned"]["held_out"] == 13
+    assert plan.options["tuned"]["accepted"] and plan.options["tuned"]["held_out"] == 10
     for keywords in ({"level": "full"}, {"level": "grid", "guidance": (1.0, 2.0)}):
         with pytest.raises(ValueError, match="method='location'"):
             tune(denoise, normal(36, 4), method="location", **keywords)
