@@ -119,7 +119,9 @@ def test_candidates_of_the_user_and_statistics():
 def test_a_level_goes_on_to_tune_the_winner():
     denoise = exact_denoiser(WIDE, VPLinear(), "sample")
     starts = normal(15, 4)
-    plan = auto_plan(denoise, starts, 4, level="coefficients", fit=None, tuning={"iterations": 4, "rows": "free"})
+    plan = auto_plan(
+        denoise, starts, 4, level="coefficients", fit=None, tuning={"iterations": 4, "rows": "free"}
+    )
     note = plan.options["auto"]
     assert note["tuned"]["level"] == "coefficients" and plan.nfe == 4
     assert ("tuned" in plan.options) == note["tuned"]["better"]
