@@ -11,13 +11,12 @@ from ..plan import Plan
 from ..registry import chosen_solver, make_plan
 from ..scalar import plain
 from ..schedules import NoiseSchedule, is_straight
-from .errors import summary
-from .problem import Parts
 
 SIDES = (0.0, -0.4, 0.4)
 LOCATIONS = (*SIDES, -0.8, 0.8)
 SCALES = (1.0, 0.8, 1.25)
-STARTS = 48
+APART = 0.35
+"""Locations nearer than this are alike."""
 IN_TIME: dict[str, Any] = {"variable": "time", "corrector": True, "lower_order_final": True}
 
 
@@ -75,36 +74,36 @@ def named(
     return base
 
 
-def ranked(bases: list[Base], parts: Parts, schedule: NoiseSchedule, nfe: int) -> list[Base]:
-    """The bases, best first by their geometric mean error; location and scale of the best fitted.
+def ranked(
+    bases: list[Base], score: Callable[[Base], float], schedule: NoiseSchedule, nfe: int
+) -> list[Base]:
+    """Bases on grids of several locations and scales, lowest ``score`` first, no two alike.
 
     Solvers are compared at the usual location and to either side of it; then the best one's scale
-    and the locations further off. About 20 runs of 48 starts.
+    and the locations further off.
     """
-    few = parts.first(STARTS)
     usual_c, usual_s = plain(default_location(schedule)), default_scale(schedule, nfe)
     tried: dict[tuple[int, float, float], float] = {}
+
+    def error(i: int, location: float, scale: float) -> float:
+        key = i, round(location, 6), round(scale, 6)
+        if key not in tried:
+            tried[key] = score(at(*key))
+        return tried[key]
 
     def at(i: int, location: float, scale: float) -> Base:
         grid = {**bases[i].grid, "location": usual_c + location, "scale": usual_s * scale}
         return replace(bases[i], grid=grid)
 
-    def error(i: int, location: float, scale: float) -> float:
-        key = i, round(location, 6), round(scale, 6)
-        if key not in tried:
-            tried[key] = summary(few.errors(at(i, location, scale).plan(schedule, nfe))).log_mean
-        return tried[key]
-
-    def located(i: int) -> float:
-        return min(SIDES, key=lambda c: error(i, c, 1.0))
-
-    numbers = sorted(range(len(bases)), key=lambda i: error(i, located(i), 1.0))
-    found = [at(i, located(i), 1.0) for i in numbers]
-    i = numbers[0]
+    i = min(range(len(bases)), key=lambda i: min(error(i, c, 1.0) for c in SIDES))
     c = min(LOCATIONS, key=lambda c: error(i, c, 1.0))
     s = min(SCALES, key=lambda s: error(i, c, s))
-    c = min((c, c - 0.2, c + 0.2), key=lambda c: error(i, c, s))
-    return [at(i, c, s), *found[1:]]
+    min((c, c - 0.2, c + 0.2), key=lambda c: error(i, c, s))
+    found: list[tuple[int, float, float]] = []
+    for key in sorted(tried, key=lambda key: tried[key]):
+        if all(key[0] != other[0] or abs(key[1] - other[1]) > APART for other in found):
+            found.append(key)
+    return [at(*key) for key in found]
 
 
 def _possible(base: Base, schedule: NoiseSchedule, nfe: int) -> bool:

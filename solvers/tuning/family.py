@@ -120,6 +120,19 @@ class Family:
             return self.remade(self._times(theta))
         return self.table(theta).plan(consistent=self.consistent)
 
+    def theta_of(self, weights: Tensor) -> Tensor:
+        """The parameters with the base's nodes and times, and these ``weights`` of its table."""
+        moves, shifts, a, b = self._counts
+        n = self.base.nfe
+        deltas = weights - self._table.weights
+        theta = torch.zeros(self.size, dtype=torch.float64)
+        if a:
+            theta[moves + shifts : moves + shifts + a] = deltas[1:, 0]
+        if b:
+            rows, columns = torch.tril_indices(n, n)
+            theta[moves + shifts + a :] = deltas[rows + 1, columns + 1]
+        return theta
+
     def slope(self, theta: Tensor) -> Slope:
         """The derivative of the table at theta: by differences for the nodes, else exact."""
         moves, shifts, a, b = self._counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +22,16 @@ from .grid_fit import fit_grid
 from .optimiser import Fit
 from .options import Tuning
 from .problem import Part, Parts, check, solved_parts
+from .references import reference_plan
+from .regression import paths_of, regressed
 from .report import fitted_model, listed, reason, settings
 from .state import Checkpoint
+from .tables import Table, table_of
+
+STARTS = 48
+"""On which solvers and grids are compared."""
+LONG = 60
+"""Evaluations of the run that rows are fitted along."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +52,18 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     kept = Checkpoint(options.checkpoint, about, options.seconds)
     train, held = solved_parts(denoise, starts, options, kept).halves(options.validation)
     before = held.errors(untuned)
-    begins = bases.ranked(choices, train, schedule, nfe)[: options.beginnings]
     if options.method == "gradient":
+        begins = _begins(options, choices, schedule, train)
         results = _with_gradients(options, begins, schedule, train, held, untuned, kept)
-        results["located"] = begins[0].plan(schedule, nfe)  # where more than that was too much
     else:
-        results = {"grid": _without_gradients(options, begins[0], train.each[0])}
+        begins = [Begin(choices[0])]
+        results = {"grid": _without_gradients(options, choices[0], train.each[0])}
     errors = {name: held.errors(plan) for name, plan in results.items()}
-    name = min(errors, key=lambda name: summary(errors[name]).of(options.measure))
+    name = min(errors, key=lambda name: options.score(errors[name]))
     found = better(errors[name], before, options.confidence, measure=options.measure)
     report = {
         **about,
-        "base": begins[0].described(),
+        "base": begins[0].base.described(),
         "untuned": base.described(),
         "rows": name,
         "errors": {
@@ -86,9 +94,45 @@ def _bases(options: Tuning, schedule: NoiseSchedule) -> tuple[Base, list[Base]]:
     return base, [base]
 
 
+@dataclass(frozen=True)
+class Begin:
+    """Where a fit begins: a solver on a grid, and its rows by regression where rows are fitted."""
+
+    base: Base
+    rows: Mapping[bool, Tensor] = field(default_factory=dict)
+
+
+def _begins(
+    options: Tuning, choices: list[Base], schedule: NoiseSchedule, train: Parts
+) -> list[Begin]:
+    """The best few, by the errors of their runs, or of their rows by regression."""
+    nfe = options.nfe
+    if options.level == "grid":
+        few = train.first(STARTS)
+        by_runs = bases.ranked(
+            choices, lambda b: options.score(few.errors(b.plan(schedule, nfe))), schedule, nfe
+        )
+        return [Begin(base) for base in by_runs[: options.beginnings]]
+    ends = {"t_start": options.t_start, "t_end": options.t_end}
+    paths = paths_of(train, reference_plan(schedule, LONG, **ends))
+
+    def rows(base: Base, consistent: bool) -> tuple[Table, Tensor]:
+        return regressed(table_of(base.plan(schedule, nfe)), paths, consistent=consistent)
+
+    kept = options.rows == "consistent"
+    # Whatever the solver's coefficients are: only its nodes count.
+    found = bases.ranked(
+        choices[:1], lambda base: options.score(rows(base, kept)[1]), schedule, nfe
+    )
+    return [
+        Begin(base, {consistent: rows(base, consistent)[0].weights for consistent in (True, False)})
+        for base in found[: options.beginnings]
+    ]
+
+
 def _with_gradients(
     options: Tuning,
-    begins: list[Base],
+    begins: list[Begin],
     schedule: NoiseSchedule,
     train: Parts,
     held: Parts,
@@ -100,14 +144,15 @@ def _with_gradients(
     if not 0 < scale < math.inf:
         scale = 1.0
     families = {
-        name if not number else f"{name} {number + 1}": family
-        for number, base in enumerate(begins)
-        for name, family in _families(options, base, schedule)
+        name if not number else f"{name} {number + 1}": (family, begin.rows.get(family.consistent))
+        for number, begin in enumerate(begins)
+        for name, family in _families(options, begin.base, schedule)
     }
-    results = {}
+    results = {"located": begins[0].base.plan(schedule, options.nfe)}
     with progress_bar(options.steps * len(families), options.progress, unit="step") as show:
-        for number, (name, family) in enumerate(families.items()):
-            one = Fit(name, family, train, held, options, scale, kept)
+        for number, (name, (family, rows)) in enumerate(families.items()):
+            theta = None if rows is None else family.theta_of(rows)
+            one = Fit(name, family, train, held, options, scale, kept, theta)
             results[name] = family.plan(one.run(_from(number * options.steps, show)))
     return results
 

@@ -23,6 +23,9 @@ from .family import Family
 from .problem import Part
 from .tables import Table
 
+SPREAD = 3.0
+"""RMSE over median, of the errors of networks that draw pictures: about."""
+
 
 def losses(name: str, squares: Tensor, scale: float) -> Tensor:
     """The objective ``name`` of every start with mean square error ``squares``.
@@ -34,6 +37,8 @@ def losses(name: str, squares: Tensor, scale: float) -> Tensor:
         return torch.log(squares + (1e-2 * scale) ** 2) / 2
     if name == "mse":
         return squares / scale**2
+    if name == "balanced":  # by the mean of log e_i and the logarithm of the RMSE, to first order
+        return (losses("log", squares, scale) + squares / (2 * (SPREAD * scale) ** 2)) / 2
     relative = squares / (0.5 * scale) ** 2
     return 2 * (torch.sqrt(1 + relative) - 1)  # pseudo-Huber: quadratic to half the scale
 

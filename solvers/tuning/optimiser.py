@@ -36,14 +36,18 @@ class Fit:
         options: Tuning,
         scale: float,
         kept: Checkpoint,
+        begin: Tensor | None = None,
     ):
         self.name, self.family, self.parts, self.held = name, family, parts, held
         self.options, self.scale, self.kept = options, scale, kept
         self.step = 0
         zero = torch.zeros(family.size, dtype=torch.float64)
+        begin = zero if begin is None else begin
         self.state: dict[str, Tensor] = {key: zero.clone() for key in NAMES}
+        for key in ("theta", "average", "best"):
+            self.state[key] = begin.clone()
         self.state["second"] = torch.zeros((), dtype=torch.float64)
-        self.best = self._held_out(zero)
+        self.best = self._held_out(begin)
         self.rate = options.rate
         self.relaxed = RelaxedStarts(parts, options.relax) if options.relax else None
 

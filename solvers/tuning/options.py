@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..checks import check_choice, check_kind, check_whole
 from ..progress import Show
-from .errors import Features
+from .errors import Features, summary
 from .grid_fit import METHODS as WITHOUT_GRADIENTS
 from .presets import preset_options
 
 LEVELS = ("grid", "coefficients", "full")
-OBJECTIVES = ("log", "huber", "mse")
+OBJECTIVES = ("balanced", "log", "huber", "mse")
 ROWS = ("both", "consistent", "free")
 METHODS = ("gradient", *WITHOUT_GRADIENTS)
 OPTIMISERS = ("preconditioned", "adam")
@@ -42,7 +42,8 @@ class Tuning:
         them up; "both" fits both, and validation chooses.
     told : at level "full", whether the times that the network is told are free, too.
     objective : what is made small of the errors e_i of the starts. "log": the mean of log e_i, for
-        the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber": between both.
+        the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber" and "balanced":
+        between both.
     features : a function of samples (B, *event), a network's features say; errors are then those of
         what it makes of the sample and of the solution. Gradients pass through it.
     relax : the starts may move while they are fitted to, by this share of their size at most; 0
@@ -81,7 +82,7 @@ class Tuning:
     solver_options: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "both"
     told: bool = True
-    objective: str = "log"
+    objective: str = "balanced"
     features: Features | None = None
     relax: float = 0.0
     beginnings: int = 1
@@ -168,6 +169,12 @@ class Tuning:
     def measure(self) -> str:
         """The measure of `better` that goes with the objective."""
         return "rmse" if self.objective == "mse" else "log"
+
+    def score(self, errors: Tensor) -> float:
+        """One number of the errors (B,) that goes with the objective."""
+        found = summary(errors)
+        balanced = self.objective == "balanced"
+        return math.sqrt(found.log_mean * found.rmse) if balanced else found.of(self.measure)
 
 
 def _check_range_of_scales(guidance: Any) -> None:

@@ -26,6 +26,7 @@ from logsnr.solvers.tuning.options import Tuning
 from logsnr.solvers.tuning.presets import PRESETS
 from logsnr.solvers.tuning.problem import Part, Parts
 from logsnr.solvers.tuning.references import reference_plan, reference_targets
+from logsnr.solvers.tuning.regression import paths_of, regressed
 from logsnr.solvers.tuning.relaxed import RelaxedStarts
 from logsnr.solvers.tuning.tables import table_of
 
@@ -260,23 +261,52 @@ def test_an_unknown_preset_is_told_its_neighbour():
         Tuning.preset("gaz")
 
 
-def test_features_are_what_distances_are_taken_of():
-    def first(x):
-        return x[:, :1]
+def first(x):
+    return x[:, :1]
 
-    denoise, x = denoiser(VP), starts(40)
+
+def test_features_are_what_distances_are_taken_of():
+    denoise, x = denoiser(VP), starts(20)
+    own = family(VP)
+    theta = drawn(own.size)
     targets = reference_targets(denoise, x, reference_plan(VP, **ENDS))
-    broken = torch.cat([targets[:, :1], targets[:, 1:] + 5], 1)  # which nobody looks at
-    options = {"nfe": 3, "objective": "mse", "rows": "consistent", "iterations": 10, **ENDS}
-    plan = tune(denoise, x, features=first, targets=broken, **options)
-    unseen = starts(40, 1)
-    wanted = reference_targets(denoise, unseen, reference_plan(VP, **ENDS))
-    ours, untuned = (
-        plan_errors(each, denoise, unseen, wanted, features=first)
-        for each in (plan, make_plan("unipc", VP, nfe=3, order=2, **ENDS))
+    elsewhere = targets + torch.tensor([0.0, 5.0, 5.0])
+    found, wanted = (
+        gradient(own, theta, Part(denoise, x, each, first), "mse", 0.1)
+        for each in (elsewhere, targets)
     )
-    assert better(ours, untuned, measure="rmse").better
-    assert plan.options["tuned"]["options"]["features"].endswith("first")
+    assert torch.equal(found.theta, wanted.theta)
+    plan = tune(denoise, x, features=first, targets=targets, nfe=3, iterations=1, **ENDS)
+    report = plan.options["tuned"]
+    assert report["options"]["features"] == "first"
+    untuned = make_plan("unipc", VP, nfe=3, order=2, **ENDS)
+    held = slice(-report["held_out"], None)
+    errors = plan_errors(untuned, denoise, x[held], targets[held], features=first)
+    assert report["errors"]["untuned"]["rmse"] == pytest.approx(summary(errors).rmse)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+@pytest.mark.parametrize("schedule", [VP, FLOW])
+def test_rows_by_regression_find_the_combination_that_there_is(schedule, consistent):
+    """On a Gaussian every row can be exact, and a regression has to find it."""
+    end = {} if schedule is FLOW else ENDS
+    mean, spread = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64), 0.3
+
+    def network(x, t):
+        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        return mean + gain * (x - alpha * mean)
+
+    denoise = Denoiser(network, schedule, "sample")
+    x = starts(24)
+    targets = reference_targets(denoise, x, reference_plan(schedule, 200, **end))
+    plan = make_plan("unipc", schedule, nfe=5, order=2, **end)
+    paths = paths_of(Parts((Part(denoise, x, targets),)), reference_plan(schedule, 60, **end))
+    table, errors = regressed(table_of(plan), paths, consistent=consistent)
+    before = plan_errors(plan, denoise, x, targets)
+    after = plan_errors(table.plan(consistent=consistent), denoise, x, targets)
+    assert torch.allclose(after, errors, rtol=1e-4, atol=1e-7)
+    assert summary(after).rmse < 0.2 * summary(before).rmse
 
 
 def test_relaxed_starts_stay_in_their_balls_and_come_nearer():
