@@ -58,9 +58,9 @@ def reference_solution(
     rtol : relative and absolute tolerance of the solution that is returned; default 1e-9 for
         float64 and 1e-5 for other states. A second run at 10 rtol gives the error bar.
     method : an adaptive method of torchdiffeq; default "dopri5". Like rtol, of the ODE alone.
-    noise : a path of one of the clocks of `noise_terms`, over the whole range. Where sigma = 0 at
-        the end, the integration stops at the last reading that the path tells from 0. Only
-        eta = 1 on a path of clock "snr" from 0 can start at alpha = 0.
+    noise : a path; its clock, one of `noise_terms`, should be that of the plans to compare with.
+        Where sigma = 0 at the end, the integration stops at lambda = 12 or where the path does.
+        Only eta = 1 on a path of clock "snr" from 0 can start at alpha = 0.
     eta : strength of the noise, > 0: its variance over d lambda is 2 eta^2 sigma^2; default 1, the
         reversed forward process. Like steps, of the SDE alone.
     steps : about how many steps to take, by a method of strong order 1.5 with two evaluations a

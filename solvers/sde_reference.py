@@ -44,7 +44,6 @@ DENSITY = 32
 """Steps a unit of lambda, if no number is given."""
 FALLING = ("sigma", "sigma2")
 """The clocks that run backwards while sampling."""
-_RESOLVED = 16  # intervals of so many tolerances of a path are told apart well enough
 
 
 @torch.no_grad()
@@ -104,8 +103,6 @@ def _inside(
     """Where integration begins and stops: at the ends, or near those where lambda is infinite."""
     covered = Noise(1.0, path.start, path.end, path.clock)
     low, high = sorted((covered.lam_from, covered.lam_to))
-    # What the path tells apart near a reading of 0.
-    finest = Noise(1.0, _RESOLVED * path.tolerance, path.end, path.clock).lam_from
     inner, stop = start, end
     if start.alpha == 0:
         if eta != 1 or path.clock != "snr" or path.start > 0:
@@ -113,9 +110,9 @@ def _inside(
                 "t_start: alpha is 0 there, from where the SDE is that of eta=1 on a path of clock "
                 "'snr' that starts at 0; start later for others"
             )
-        inner = _node(schedule, max(-LAM_LIMIT, finest))
+        inner = _node(schedule, -LAM_LIMIT)
     if end.sigma == 0:
-        stop = _node(schedule, min(LAM_LIMIT, high, finest if path.clock in FALLING else high))
+        stop = _node(schedule, min(LAM_LIMIT, high))
     if not (low <= inner.lam < stop.lam <= high):
         raise ValueError(
             f"noise covers lambda = {low:g} .. {high:g}: the solution needs a path over "

@@ -1,41 +1,27 @@
 """Runs of several step counts on one Brownian path."""
 
-import math
-
 import pytest
+from cases import MIXTURE, normal
 
-from logsnr.benchmarks.studies.pathwise import covering, doublings
-from logsnr.solvers import VPLinear, make_plan
+from logsnr.benchmarks.problems.analytic import exact_denoiser
+from logsnr.benchmarks.studies.pathwise import doublings
+from logsnr.solvers import FlowMatching, make_plan
 
-
-def test_on_one_path_doubling_the_steps_changes_the_picture_less_than_other_noise():
-    first, second = doublings("faces", "ddim", nfe=(4, 12, 36), samples=1, eta=1.0)
-    assert (first.nfe, second.nfe) == (4, 12)
-    assert second.on_path < first.on_path / 2
-    assert second.on_path < second.on_seeds / 4
+SCHEDULE = FlowMatching()
+DENOISE = exact_denoiser(MIXTURE, SCHEDULE, "flow_prediction")
 
 
-def test_the_path_covers_all_noise_and_tells_the_shortest_interval_apart():
-    plans = [make_plan("ddim", VPLinear(), nfe=n, t_end=1e-3, eta=1.0) for n in (5, 40)]
-    path = covering(plans, 3)
-    terms = [term for plan in plans for row in plan.rows for term in row.noise]
-    assert path.clock == "snr" and path.seed == 3
-    assert path.start == min(term.start for term in terms)
-    assert path.end == max(term.end for term in terms)
-    assert path.tolerance < min(term.end - term.start for term in terms) / 4
+def test_on_one_path_more_steps_approach_a_sample_and_with_one_seed_they_do_not():
+    """From pure noise to data, at strong order 1."""
+    x_T = normal(8, MIXTURE.dimension)
+    plans = [make_plan("ddim", SCHEDULE, nfe=n, eta=1.0) for n in (10, 20, 40, 80)]
+    found = doublings(DENOISE, x_T, plans, seed=1)
+    assert [entry.nfe for entry in found] == [10, 20, 40]
+    first, _, last = (float(entry.on_path.square().mean().sqrt()) for entry in found)
+    assert last == pytest.approx(first / 4, rel=0.5)
+    assert last < float(found[-1].on_seeds.median()) / 4
 
 
-def test_noise_that_no_path_covers_is_refused():
-    quiet = make_plan("ddim", VPLinear(), nfe=4)
-    with pytest.raises(ValueError, match="need one clock"):
-        covering([quiet], 0)
-    plan = make_plan("ddim", VPLinear(), nfe=4, eta=1.0)
-    rows = tuple(
-        type(row)(
-            *(row.node, row.states, row.outputs, row.target, row.offset),
-            noise=tuple(t._replace(start=-math.inf, clock="lambda") for t in row.noise),
-        )
-        for row in plan.rows
-    )
-    with pytest.raises(ValueError, match="need a finite range"):
-        covering([type(plan)(rows, consistent=False)], 0)
+def test_a_run_without_noise_is_refused():
+    with pytest.raises(ValueError, match="adds no noise"):
+        doublings(DENOISE, normal(1, MIXTURE.dimension), [make_plan("ddim", SCHEDULE, nfe=4)])
