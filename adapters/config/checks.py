@@ -50,6 +50,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     options = solver.options(_NFE, _NFE, 0.0)
     # Statistics are held against the model's own noise schedule, when it is known.
     options = {key: value for key, value in options.items() if key not in ("ems", "treatment")}
+    options = {key: _whole(key, value) for key, value in options.items()}
     grid = _FLOW_GRID if is_flow(config) else _GRID
     with solver.in_config_words():
         try:
@@ -82,6 +83,15 @@ def _numbers(key: str, values: Any) -> list[float]:
         return [float(value) for value in values]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key}={values!r}: need a list of numbers") from error
+
+
+def _whole(key: str, value: Any) -> Any:
+    """An option with one number a step as one number, since the steps are not known yet."""
+    if not isinstance(value, list | tuple) or key == "interval":
+        return value
+    if not value:
+        raise ValueError(f"{key}={value!r} in solver: need one number a step")
+    return max(_numbers(key, value))
 
 
 @lru_cache(maxsize=64)

@@ -46,8 +46,8 @@ class Configured(SchedulerMixin, ConfigMixin):
         """The scheduler for the config of another one, with ``kwargs`` instead of its values.
 
         What the config of a scheduler of diffusers says about the model is taken over. Its grid,
-        its order and its last steps are not, unless ``keep_sampling`` says so: they are ours to
-        choose, and yours as keywords. A log line names what is not followed.
+        its order, its last steps and its noise are not, unless ``keep_sampling`` says so: they are
+        ours to choose, and yours as keywords. A log line names what is not followed.
 
         Raises ValueError for a keyword that no scheduler has, and for the config of a scheduler
         whose place cannot be taken: LCM, consistency models, Stable Cascade and others.
@@ -64,7 +64,7 @@ class Configured(SchedulerMixin, ConfigMixin):
             if own:
                 config = model_said(config)
             elif keep_sampling:
-                config = with_habits(config)
+                config = with_habits(config, kwargs, origin)
             else:
                 config = of_the_model(config, kwargs, origin)
             config = without_implied(one_grid(config, kwargs), kwargs)

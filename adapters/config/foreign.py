@@ -15,6 +15,7 @@ from typing import Any
 from .default_solver import with_default_solver
 from .known_keys import model_said
 from .noise_schedules import is_flow
+from .noisy_classes import ENDS_AT_TRAINING, noisy_solver
 from .spacing_keys import GRID_KEYS, spacing_of
 from .typed_solver import solver_name
 
@@ -25,6 +26,10 @@ SAMPLING_KEYS = (
     "final_sigmas_type",
     "set_alpha_to_one",
     "algorithm_type",
+    "stochastic_sampling",
+    "predictor_order",
+    "corrector_order",
+    "tau_func",
     "solver_order",
     "solver_type",
     "predict_x0",
@@ -60,18 +65,28 @@ def of_the_model(
             "a key to from_config to have it followed, or keep_sampling=True for all of them"
         )
     kept = {key: value for key, value in config.items() if key not in habits}
+    replaced = {key: value for key, value in replaced.items() if not callable(value)}  # as in JSON
     return {**model_said(kept), **({"replaced": replaced} if replaced else {})}
 
 
-def with_habits(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_habits(
+    config: Mapping[str, Any], given: Mapping[str, Any], origin: str | None
+) -> dict[str, Any]:
     """Another scheduler's config with everything it says and has by default.
 
     Flow schedulers of diffusers have one rule of their own, "linspace", whatever the config says.
+    A class that adds noise decides for a solver, where none is ``given``, and a function has been
+    heard then: a config, which is saved as JSON, holds none.
     """
     habits = {key: config[key] for key in SAMPLING_KEYS if key in config}
+    if origin in ENDS_AT_TRAINING:
+        habits["final_sigmas_type"] = "sigma_min"
+    if given.get("solver") is None and (solver := noisy_solver(origin, config)) is not None:
+        habits["solver"] = solver
     if is_flow(config) or "timestep_spacing" not in habits and "sigma_schedule" not in habits:
         habits["timestep_spacing"] = "linspace"
-    return model_said({**config, **habits}, habits)
+    kept = {key: value for key, value in {**config, **habits}.items() if not callable(value)}
+    return model_said(kept, habits)
 
 
 NO_FLOW = "models that are no flow"

@@ -22,8 +22,10 @@ from .noise_schedules import is_flow
 from .typed_solver import typed_solver
 
 # diffusers lowers the final order of these in runs of fewer than 15 evaluations only.
-LOWERED_IN_SHORT_RUNS = ("dpm-solver", "dpm-solver++", "deis")
+LOWERED_IN_SHORT_RUNS = ("dpm-solver", "dpm-solver++", "sde-dpm-solver++", "deis")
 SHORT_RUN = 15
+# Solvers whose solver_type has diffusers' own values.
+AS_IN_STOCK = ("sde-dpm-solver++",)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class SolverChoice:
         """Options of the solver for a run of n evaluations of which some remain.
 
         The order is lowered to the number of remaining evaluations. Options in the ``solver``
-        mapping win over everything.
+        mapping win over everything; of a list of one number a step the last ones are for the rest.
         """
         has = find_solver(self.name).defaults
         options = dict(self.fixed)
@@ -69,7 +71,11 @@ class SolverChoice:
             options["lower_order_final"] = self.lower_order_final and short
         if "eta" in has and eta != 0:
             options["eta"] = float(eta)
-        options.update(self.named)
+        for key, value in self.named.items():
+            listed = isinstance(value, list | tuple)
+            options[key] = (
+                tuple(value[n - remaining :] if len(value) == n else value) if listed else value
+            )
         if isinstance(options.get("order"), int):
             options["order"] = min(options["order"], remaining)
         return options
@@ -106,8 +112,9 @@ def solver_choice(config: Mapping[str, Any], n: int | None = None) -> SolverChoi
     check_whole("solver_order", order, 1)
     if "order" in has:
         fixed["order"] = order
-    if "space" in has and not config["predict_x0"]:
-        fixed["space"] = "noise"
+    for key in ("space", "prediction"):
+        if key in has and not config["predict_x0"]:
+            fixed[key] = "noise"
     if "variable" in has and is_flow(config):
         fixed["variable"] = "time"  # FlowMatchHeun's method
     ems = carried_by(config, "ems") if "ems" in has else None
@@ -117,6 +124,12 @@ def solver_choice(config: Mapping[str, Any], n: int | None = None) -> SolverChoi
     fixed.update(_solver_type(config.get("solver_type"), name, has))
     if "ems" in own:
         raise ValueError(f"ems={own['ems']!r} in solver: give it beside solver, to be saved")
+    for key, value in own.items():
+        if callable(value):
+            raise ValueError(
+                f"{key}={value!r} in solver: a scheduler's config is saved as JSON, which has no "
+                "functions: give a number, or a list of one a step"
+            )
     return SolverChoice(
         name=name,
         beside=own,
@@ -144,7 +157,9 @@ def _solver_type(value: Any, name: str, has: Mapping[str, Any]) -> dict[str, Any
     if value in UNIPC_VARIANTS:
         return {"variant": value} if name == "unipc" else {}
     if value in SOLVER_TYPES:
-        return {"solver_type": SOLVER_TYPES[value]} if "solver_type" in has else {}
+        theirs = name in AS_IN_STOCK
+        kind = value if theirs else SOLVER_TYPES[value]
+        return {"solver_type": kind} if "solver_type" in has else {}
     if value not in OTHER_SOLVER_TYPES:
         choices = (*SOLVER_TYPES, *UNIPC_VARIANTS, *OTHER_SOLVER_TYPES)
         raise ValueError(f"solver_type={value!r}: choose one of {', '.join(choices)}")

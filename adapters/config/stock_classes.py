@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 
 from .known_keys import MODEL_KEYS, defaults, handed_back
+from .noisy_classes import STOCK_OF, stock_words
 from .store import same
 
 # Classes whose configs say everything about the model, and whose pipelines keep to the common
@@ -174,6 +175,9 @@ def stock_scheduler(config: Mapping[str, Any], own: Mapping[str, Any], solver: s
     """
     name = config["stock_class"] or default_class(config, solver)
     given, kept = handed_back(config, own, init_keys(name))
+    options = config["solver"] if isinstance(config["solver"], Mapping) else {}
+    words = stock_words(solver, options)
+    given |= {key: value for key, value in words.items() if key in init_keys(name)}
     scheduler = getattr(diffusers, name).from_config({**given, "_class_name": name})
     scheduler.register_to_config(**kept, _class_name=name)
     return scheduler
@@ -192,6 +196,7 @@ def default_class(config: Mapping[str, Any], solver: str) -> str:
     )
     multistep = "DPMSolverSinglestepScheduler" if singlestep else "DPMSolverMultistepScheduler"
     return {
+        **STOCK_OF,
         "ddim": "DDIMScheduler",
         "euler": "EulerDiscreteScheduler",
         "heun": "HeunDiscreteScheduler",

@@ -1,0 +1,125 @@
+"""What diffusers' stochastic schedulers say of sampling by their class, and back.
+
+Most classes add no noise, or add it where ``step`` is told to (``eta``, ``s_churn``). Some always
+do, and some where their config says so. `noisy_solver` reads a config of theirs as one of our
+solvers; `stock_words` writes a solver of ours in the keys of a class that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_SDE = "sde-"
+"""With which the values of ``algorithm_type`` begin that add noise."""
+_FIRST, _LAST = 200, 800
+"""SASolverScheduler's timesteps with tau = 1, from those that begin a step there on."""
+
+
+def noisy_solver(origin: str | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The key ``solver`` for a config of the class ``origin``; None for one without noise.
+
+    Raises ValueError for a ``tau_func`` that cannot be written in a config.
+    """
+    if str(config.get("algorithm_type")).startswith(_SDE):
+        return _sde(origin, config)
+    read = _CLASSES.get(origin or "")
+    return None if read is None else read(config)
+
+
+def _sde(origin: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    solver: dict[str, Any] = {"name": "sde-dpm-solver++"}
+    if origin == "DPMSolverSinglestepScheduler":
+        order = config.get("solver_order", 2)
+        solver |= {"steps": "singlestep", "order": 2} if order > 1 else {"order": 1}
+    elif config["algorithm_type"] == "sde-dpmsolver":
+        solver["prediction"] = "noise"
+    return solver
+
+
+def _ddpm(config: Mapping[str, Any]) -> dict[str, Any]:
+    large = str(config.get("variance_type")).startswith("fixed_large")
+    return {"name": "ddpm", "variance": "large"} if large else {"name": "ddpm"}
+
+
+def _sa_solver(config: Mapping[str, Any]) -> dict[str, Any]:
+    solver: dict[str, Any] = {
+        "name": "sa-solver",
+        "order": config.get("predictor_order", 2),
+        "corrector_order": config.get("corrector_order", 2),
+        "tau_at": "start",
+        **_tau(config.get("tau_func"), int(config.get("num_train_timesteps", 1000))),
+    }
+    if config.get("algorithm_type") == "noise_prediction":
+        solver |= {"space": "noise", "keep_marginals": False}
+    return solver
+
+
+def _tau(function: Callable[[int], float] | None, count: int) -> dict[str, Any]:
+    """``tau_func`` as a number and the interval in which it acts, which is what a config can hold.
+
+    A share of the time stands for a training step less than a step away, see `sa_solver`.
+    """
+    if function is None:
+        return {"interval": [(_FIRST + 2) / count, _LAST / count]}
+    values = [float(function(t)) for t in range(count)]
+    inside = [t for t, value in enumerate(values) if value != 0]
+    if not inside:
+        return {"tau": 0.0}
+    first, last, tau = inside[0], inside[-1], values[inside[0]]
+    if len(inside) != last - first + 1 or any(values[t] != tau for t in inside):
+        raise ValueError(
+            f"tau_func={function!r}: a config cannot hold a function, and this one is no number "
+            'that acts in one interval; give solver={"name": "sa-solver", "tau": [...]}, a list '
+            "of one a step"
+        )
+    low = 0.0 if first == 0 else min(1.0, (first + 2) / count)
+    return {"tau": tau, "interval": [low, max(low, last / count)]}
+
+
+def _flow_euler(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {"name": "cps", "eta": 1.0} if config.get("stochastic_sampling") else None
+
+
+_CLASSES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "DDPMScheduler": _ddpm,
+    "DDPMParallelScheduler": _ddpm,
+    "EulerAncestralDiscreteScheduler": lambda config: {"name": "euler-ancestral"},
+    "KDPM2AncestralDiscreteScheduler": lambda config: {"name": "dpm2-ancestral"},
+    "DPMSolverSDEScheduler": lambda config: {
+        "name": "sde-dpm-solver++",
+        "steps": "singlestep",
+        "order": 2,
+    },
+    "CosineDPMSolverMultistepScheduler": lambda config: {"name": "sde-dpm-solver++"},
+    "SASolverScheduler": _sa_solver,
+    "FlowMatchEulerDiscreteScheduler": _flow_euler,
+}
+
+ENDS_AT_TRAINING = ("SASolverScheduler",)
+"""Classes that end at the first training step and have no key that says so."""
+
+STOCK_OF = {
+    "ddpm": "DDPMScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm2-ancestral": "KDPM2AncestralDiscreteScheduler",
+    "sa-solver": "SASolverScheduler",
+}
+"""The class that has a solver of ours and no other."""
+
+
+def stock_words(solver: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A solver of ours with ``options`` in the config keys of the classes that have it."""
+    if solver == "sde-dpm-solver++":
+        noise = options.get("prediction") == "noise"
+        return {"algorithm_type": "sde-dpmsolver" if noise else "sde-dpmsolver++"}
+    if solver == "ddpm":
+        return {"variance_type": f"fixed_{options.get('variance', 'small')}"}
+    if solver == "sa-solver":
+        order = options.get("order", 3)
+        words = {"predictor_order": order, "corrector_order": options.get("corrector_order")}
+        words["algorithm_type"] = f"{options.get('space', 'data')}_prediction"
+        return {key: value for key, value in words.items() if value is not None}
+    if solver == "cps":
+        return {"stochastic_sampling": options.get("eta") == 1}
+    return {}
