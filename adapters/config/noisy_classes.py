@@ -114,12 +114,10 @@ def stock_words(solver: str, options: Mapping[str, Any]) -> dict[str, Any]:
         noise = options.get("prediction") == "noise"
         return {"algorithm_type": "sde-dpmsolver" if noise else "sde-dpmsolver++"}
     if solver == "ddpm":
-        return {"variance_type": f"fixed_{options.get('variance', 'small')}"}
+        return {"variance_type": "fixed_large"} if options.get("variance") == "large" else {}
     if solver == "sa-solver":
         order = options.get("order", 3)
         words = {"predictor_order": order, "corrector_order": options.get("corrector_order")}
         words["algorithm_type"] = f"{options.get('space', 'data')}_prediction"
         return {key: value for key, value in words.items() if value is not None}
-    if solver == "cps":
-        return {"stochastic_sampling": options.get("eta") == 1}
-    return {}
+    return {"stochastic_sampling": True} if solver == "cps" and options.get("eta") == 1 else {}

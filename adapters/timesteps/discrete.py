@@ -26,7 +26,17 @@ from ..config.location import location_of
 from .spacing import evaluation_times, sigma_spacing
 
 # Their schedulers in diffusers count n points; the others n + 1, of which the last is the end.
-COUNT_POINTS = ("ddim", "euler", "heun", "dpm2", "lms", "ipndm")
+COUNT_POINTS = (
+    "ddim",
+    "euler",
+    "heun",
+    "dpm2",
+    "lms",
+    "ipndm",
+    "ddpm",
+    "euler-ancestral",
+    "dpm2-ancestral",
+)
 
 
 def step_layout(
