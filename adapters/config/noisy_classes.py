@@ -108,14 +108,14 @@ STOCK_OF = {
 """The class that has a solver of ours and no other."""
 
 
-def stock_words(solver: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A solver of ours with ``options`` in the config keys of the classes that have it."""
-    if solver == "sde-dpm-solver++":
+def stock_words(kind: str, solver: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A solver of ours with ``options`` in the config keys of the class ``kind``, if it has it."""
+    if solver == "sde-dpm-solver++" and "DPMSolver" in kind:
         noise = options.get("prediction") == "noise"
         return {"algorithm_type": "sde-dpmsolver" if noise else "sde-dpmsolver++"}
-    if solver == "ddpm":
+    if solver == "ddpm" and kind == STOCK_OF[solver]:
         return {"variance_type": "fixed_large"} if options.get("variance") == "large" else {}
-    if solver == "sa-solver":
+    if solver == "sa-solver" and kind == STOCK_OF[solver]:
         order = options.get("order", 3)
         words = {"predictor_order": order, "corrector_order": options.get("corrector_order")}
         words["algorithm_type"] = f"{options.get('space', 'data')}_prediction"

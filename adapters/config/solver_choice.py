@@ -24,8 +24,12 @@ from .typed_solver import typed_solver
 # diffusers lowers the final order of these in runs of fewer than 15 evaluations only.
 LOWERED_IN_SHORT_RUNS = ("dpm-solver", "dpm-solver++", "sde-dpm-solver++", "deis")
 SHORT_RUN = 15
-# Solvers whose solver_type has diffusers' own values.
-AS_IN_STOCK = ("sde-dpm-solver++",)
+# What diffusers' solver_type is called by the solvers that have a choice between the two.
+SOLVER_TYPES_OF = {
+    "dpm-solver": SOLVER_TYPES,
+    "dpm-solver++": SOLVER_TYPES,
+    "sde-dpm-solver++": {kind: kind for kind in SOLVER_TYPES},
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def solver_choice(config: Mapping[str, Any], n: int | None = None) -> SolverChoi
     if "ems" in has:
         # Networks of training steps want their nodes where they are, not on the statistics' grid.
         fixed |= {"ems": ems, "treatment": "spline"}
-    fixed.update(_solver_type(config.get("solver_type"), name, has))
+    fixed.update(_solver_type(config.get("solver_type"), name))
     if "ems" in own:
         raise ValueError(f"ems={own['ems']!r} in solver: give it beside solver, to be saved")
     for key, value in own.items():
@@ -151,15 +155,14 @@ def _uncorrected(disabled: Any) -> tuple[int, ...]:
     return tuple(disabled)
 
 
-def _solver_type(value: Any, name: str, has: Mapping[str, Any]) -> dict[str, Any]:
+def _solver_type(value: Any, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if value in UNIPC_VARIANTS:
         return {"variant": value} if name == "unipc" else {}
     if value in SOLVER_TYPES:
-        theirs = name in AS_IN_STOCK
-        kind = value if theirs else SOLVER_TYPES[value]
-        return {"solver_type": kind} if "solver_type" in has else {}
+        words = SOLVER_TYPES_OF.get(name)
+        return {} if words is None else {"solver_type": words[value]}
     if value not in OTHER_SOLVER_TYPES:
         choices = (*SOLVER_TYPES, *UNIPC_VARIANTS, *OTHER_SOLVER_TYPES)
         raise ValueError(f"solver_type={value!r}: choose one of {', '.join(choices)}")

@@ -176,7 +176,7 @@ def stock_scheduler(config: Mapping[str, Any], own: Mapping[str, Any], solver: s
     name = config["stock_class"] or default_class(config, solver)
     given, kept = handed_back(config, own, init_keys(name))
     options = config["solver"] if isinstance(config["solver"], Mapping) else {}
-    words = stock_words(solver, options)
+    words = stock_words(name, solver, options)
     given |= {key: value for key, value in words.items() if key in init_keys(name)}
     scheduler = getattr(diffusers, name).from_config({**given, "_class_name": name})
     scheduler.register_to_config(**kept, _class_name=name)
