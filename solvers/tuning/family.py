@@ -133,6 +133,12 @@ class Family:
             theta[moves + shifts + a :] = deltas[rows + 1, columns + 1]
         return theta
 
+    def freed(self, theta: Tensor) -> Tensor:
+        """The parameters, where rows are free, of the plan that consistent rows have at theta."""
+        moves, shifts, a, b = self._counts
+        given, told, deltas = theta.split([moves, shifts, b])
+        return torch.cat([given, told, theta.new_zeros(a), self._without_means(deltas)])
+
     def slope(self, theta: Tensor) -> Slope:
         """The derivative of the table at theta: by differences for the nodes, else exact."""
         moves, shifts, a, b = self._counts
@@ -182,12 +188,14 @@ class Family:
         if len(a):
             deltas[1:, 0] = a
         rows, columns = torch.tril_indices(n, n)
-        deltas[rows + 1, columns + 1] = b
-        if self.consistent:
-            counts = torch.arange(1, n + 1, dtype=torch.float64)
-            means = deltas[1:, 1:].sum(1) / counts
-            deltas[rows + 1, columns + 1] -= means[rows]
+        deltas[rows + 1, columns + 1] = self._without_means(b) if self.consistent else b
         return deltas
+
+    def _without_means(self, b: Tensor) -> Tensor:
+        """The triangle's numbers without their mean over each row."""
+        rows, _ = torch.tril_indices(self.base.nfe, self.base.nfe)
+        sums = torch.zeros(self.base.nfe, dtype=torch.float64).index_add(0, rows, b)
+        return b - (sums / torch.arange(1, self.base.nfe + 1))[rows]
 
     def _telling(self, nodes: tuple[Node, ...], shifts: Tensor) -> tuple[Node, ...]:
         n = self.base.nfe

@@ -143,18 +143,35 @@ def _with_gradients(
     scale = summary(train.errors(untuned)).median
     if not 0 < scale < math.inf:
         scale = 1.0
-    families = {
-        name if not number else f"{name} {number + 1}": (family, begin.rows.get(family.consistent))
+    few = train.first(STARTS)
+    found: dict[str, Tensor] = {}
+    results = {"located": begins[0].base.plan(schedule, options.nfe)}
+    families = [
+        (name, number, family)
         for number, begin in enumerate(begins)
         for name, family in _families(options, begin.base, schedule)
-    }
-    results = {"located": begins[0].base.plan(schedule, options.nfe)}
+    ]
     with progress_bar(options.steps * len(families), options.progress, unit="step") as show:
-        for number, (name, (family, rows)) in enumerate(families.items()):
-            theta = None if rows is None else family.theta_of(rows)
-            one = Fit(name, family, train, held, options, scale, kept, theta)
-            results[name] = family.plan(one.run(_from(number * options.steps, show)))
+        for done, (rows, number, family) in enumerate(families):
+            name = rows if not number else f"{rows} {number + 1}"
+            begin = _first(family, begins[number], found.get("consistent"), few, options)
+            one = Fit(name, family, train, held, options, scale, kept, begin)
+            found[rows] = one.run(_from(done * options.steps, show))
+            results[name] = family.plan(found[rows])
     return results
+
+
+def _first(
+    family: Family, begin: Begin, before: Tensor | None, few: Parts, options: Tuning
+) -> Tensor | None:
+    """Where a fit begins: the base, rows by regression, or for free rows the consistent ones."""
+    if family.consistent not in begin.rows:
+        return None
+    theta = family.theta_of(begin.rows[family.consistent])
+    if family.consistent or before is None:
+        return theta
+    freed = family.freed(before)
+    return min(theta, freed, key=lambda each: options.score(few.errors(family.plan(each))))
 
 
 def _families(options: Tuning, base: Base, schedule: NoiseSchedule) -> Iterator[tuple[str, Family]]:

@@ -52,10 +52,15 @@ class Table:
         return torch.tensor([plain(n.call[0]) for n in self.nodes[:-1]], dtype=torch.float64)
 
     def plan(self, *, consistent: bool) -> Plan:
-        """The plan of these numbers, which combines data predictions."""
-        rows = []
+        """The plan of these numbers, which combines data predictions.
+
+        Of consistent rows a_k is sigma_k / sigma_0 exactly, so that nothing of the start is left at
+        sigma = 0.
+        """
+        rows, start = [], plain(self.nodes[0].sigma)
         for k, node in enumerate(self.nodes):
             a, *b = self.weights[k].tolist()
+            a = plain(node.sigma) / start if consistent else a
             states = ((0, a),) if k and a else ()
             outputs = tuple((j, entry) for j, entry in enumerate(b[:k]) if entry)
             rows.append(Row(node, states, outputs, DATA if k < self.nfe else None))

@@ -76,8 +76,9 @@ def drawn(size, scale=0.05, seed=1):
         ("heun", {}),
     ],
 )
-def test_a_table_is_the_plan_that_it_was_made_of(schedule, solver, options):
-    plan = make_plan(solver, schedule, nfe=5, **ENDS, **options)
+@pytest.mark.parametrize("ends", [ENDS, {"t_end": 0.0}])
+def test_a_table_is_the_plan_that_it_was_made_of(schedule, solver, options, ends):
+    plan = make_plan(solver, schedule, nfe=5, **ends, **options)
     table = table_of(plan)
     denoise, x = denoiser(schedule), starts(3)
     assert table.times.tolist() == pytest.approx(list(plan.times))
@@ -99,11 +100,30 @@ def test_nodes_are_in_order_and_consistent_rows_exact_on_a_point_whatever_the_nu
         assert torch.allclose(sample(exact, x, plan), wanted, atol=1e-9)
 
 
+def test_rows_in_t_are_consistent_to_the_last_digit_at_the_data():
+    options = {"order": 2, "variable": "time", "corrector": True, "relaxation": 0.9}
+    for nfe in (3, 5, 8, 10):
+        plan = make_plan("ipndm", FLOW, nfe=nfe, lower_order_final=True, **options)
+        again = table_of(plan).plan(consistent=True)
+        assert not again.rows[-1].states
+
+
 def test_no_numbers_are_the_base():
     own = family(VP)
     zero = torch.zeros(own.size, dtype=torch.float64)
     assert torch.allclose(own.table(zero).weights, table_of(own.base).weights)
     assert own.plan(zero).times == own.base.times
+
+
+def test_free_rows_can_begin_where_consistent_ones_ended():
+    consistent, free = family(FLOW, consistent=True), family(FLOW)
+    theta = drawn(consistent.size)
+    wanted, found = consistent.table(theta), free.table(free.freed(theta))
+    assert torch.allclose(found.weights, wanted.weights, atol=1e-14)
+    assert found.nodes == wanted.nodes
+    rows = table_of(free.base).weights + 0.1 * wanted.weights
+    rows[0] = table_of(free.base).weights[0]
+    assert torch.allclose(free.table(free.theta_of(rows)).weights, rows, atol=1e-14)
 
 
 @pytest.mark.parametrize(
