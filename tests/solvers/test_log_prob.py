@@ -13,8 +13,10 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from logsnr.benchmarks.problems.analytic import exact_denoiser
 from logsnr.solvers import (
+    SOLVERS,
     CounterNoise,
     Denoiser,
+    FlowMatching,
     Noise,
     Plan,
     Row,
@@ -74,15 +76,31 @@ PLANS = {
 }
 
 
+def of_the_registry() -> dict[str, Plan]:
+    """A plan of every solver that can add noise, on a VP and on a flow schedule."""
+    found = {}
+    for name, entry in SOLVERS.items():
+        noisy = {"eta": 0.8, "s_churn": 6.0}
+        options = {key: value for key, value in noisy.items() if key in entry.defaults}
+        for where, schedule in (("vp", VP), ("flow", FlowMatching())):
+            plan = make_plan(name, schedule, nfe=6, t_end=0.02, **options)
+            if plan.stochastic:
+                found[f"{name} {where}"] = plan
+    return found
+
+
+ALL = {**PLANS, **of_the_registry()}
+
+
 def affine(x: Tensor, t: float) -> Tensor:
     """A network for which the states of a run are jointly Gaussian."""
     return 0.4 * x + t
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_sum_over_the_steps_is_the_joint_density_of_the_trajectory(name):
     """Every state is affine in the noise: the covariance is that of the columns, one a draw."""
-    plan, count = PLANS[name], draws(PLANS[name])
+    plan, count = ALL[name], draws(ALL[name])
     x = normal(2, 3, seed=1)
 
     def trajectory(noise: list[Tensor]) -> Tensor:
