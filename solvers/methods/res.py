@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 
 from .. import scalar
-from ..checks import check_order
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
@@ -27,10 +26,10 @@ from .stochastic import Split, Strength, posterior_split, recorded, strengths
 
 @solver(
     "res",
-    order=lambda options: options["order"],
+    order=lambda options: 2,
     nfe_per_step=1,
     strong=lambda options: 1.0,
-    weak=lambda options: float(options["order"]),
+    weak=lambda options: 2.0,
     title="RES: exponential multistep with exact weights, deterministic or ancestral",
     when="as dpm-solver++; with eta=1.0 noise at each step",
     paper="zhang2023res",
@@ -40,13 +39,12 @@ def res(
     grid: Grid,
     nfe: int | None = None,
     *,
-    order: int = 2,
     eta: Strength = 0.0,
     s_noise: float = 1.0,
     lower_order_final: bool = True,
     keep_first: bool = True,
 ) -> Plan:
-    """RES of order 1 or 2, one evaluation a step; see the module's text for the update rule.
+    """RES of order 2, one evaluation a step; see the module's text for the update rule.
 
     Parameters
     ----------
@@ -54,13 +52,13 @@ def res(
         step, or a function of the time (see `stochastic.strengths`).
     s_noise : amplitude of the noise; other values than 1 leave the marginals.
     lower_order_final : lower the order at the last step.
-    keep_first : keep what the network said of pure noise for the later steps, see `multistep`.
+    keep_first : keep what the network said of pure noise for the later steps, see `multistep`;
+        False drops it after the first, as published.
 
-    Raises ValueError for a value that is not listed here, or nfe < order.
+    Raises ValueError for a value out of range, and for noise in an inversion.
     """
-    check_order(order, (1, 2))
     check_s_noise(s_noise)
-    nodes = grid.nodes(count_steps(grid, nfe, at_least=order))
+    nodes = grid.nodes(count_steps(grid, nfe))
     shares = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
     splits = [
         posterior_split(*step).scaled(s_noise)
@@ -69,7 +67,7 @@ def res(
     rows = multistep(
         nodes,
         [_predictor(*both) for both in zip(splits, [splits[0], *splits], strict=False)],
-        order=order,
+        order=2,
         lower_order_final=lower_order_final,
         keep_first=keep_first,
         splits=splits,

@@ -77,7 +77,7 @@ def sde_dpm_solver_pp(
     r: float = 0.5,
     weights: str = "published",
     lower_order_final: bool = True,
-    keep_first: bool = False,
+    keep_first: bool = True,
 ) -> Plan:
     """SDE-DPM-Solver++ of order 1, 2 or 3; see the module's text for the update rule.
 
@@ -94,7 +94,8 @@ def sde_dpm_solver_pp(
     r : place of the inner node of a singlestep step, a share of the step in lambda.
     weights : of the third order: "published" or "taylor", which has the whole second derivative.
     lower_order_final : lower the order towards the last steps (multistep).
-    keep_first : keep what the network said of pure noise for the later steps, see `multistep`.
+    keep_first : keep what the network said of pure noise for the later steps, see `multistep`;
+        False drops it after the first, as published.
 
     Raises ValueError for a value that is not listed here, or nfe < order.
     """

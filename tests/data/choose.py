@@ -22,9 +22,9 @@ TOGETHER = {
     "dpm_solver_v3": 2, "paradigms": 2, "er_sde": 2, "sa_solver": 2,
 }  # fmt: skip
 """How many settings that occur together in SOURCE occur together in the selection."""
-STOCHASTIC = ("er_sde", "sa_solver")
+STOCHASTIC = ("er_sde", "sa_solver", "k_diffusion")
 """Families of which runs with noise are taken too, with the noise that they drew."""
-KEPT_WITH_NOISE = ("final", "t_eval", "t_grid", "noise")
+KEPT_WITH_NOISE = ("final", "t_eval", "t_grid", "sigmas", "noise")
 STATISTICS = ("lambda_grid", "l", "s", "b")
 """The arrays of DPM-Solver-v3's statistics, under the key that a case names."""
 KEPT_ARRAYS = (
