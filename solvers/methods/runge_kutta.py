@@ -24,6 +24,7 @@ from itertools import pairwise
 
 from .. import scalar
 from ..grids import Grid, node_at
+from ..noise_terms import reading
 from ..plan import NOISE, VELOCITY, Node, Noise, Plan, Row
 from ..schedules import NoiseSchedule
 from .multistep import first_order
@@ -125,8 +126,8 @@ def runge_kutta(
     if frame.inverted and churn.s_churn > 0:
         raise ValueError(f"s_churn={churn.s_churn!r}: an inversion is deterministic, and needs 0")
     gammas = [churn.gamma(node, len(counts)) for node in nodes]
-    for i in range(1, len(nodes)):
-        if nodes[i].lam == nodes[i - 1].lam:  # raised already, and no lambda is left to name
+    for i, (node, after) in enumerate(pairwise(nodes)):
+        if node.lam == after.lam:  # the next step starts from there too
             gammas[i] = 0.0
     starts = _raised(nodes, gammas, grid.schedule)
     steps = list(zip(starts, nodes[1:], counts, strict=False))
@@ -135,8 +136,7 @@ def runge_kutta(
     rows = [Row(nodes[0])]
     for i, (start, end, _) in enumerate(steps):
         if start is not nodes[i]:
-            above = nodes[i - 1].lam if i > 0 else -math.inf
-            rows.append(_noise_row(len(rows) - 1, nodes[i], start, above, churn.s_noise))
+            rows.append(_noise_row(len(rows) - 1, nodes[i], start, end, churn.s_noise))
         _step(rows, end, tableaus[i], inner[i], frame, straight)
     noisy = any(row.noise for row in rows)
     return Plan(tuple(rows), consistent=churn.s_noise == 1 or not noisy)
@@ -263,12 +263,13 @@ def _raised(nodes: Sequence[Node], gammas: Sequence[float], schedule: NoiseSched
     ]
 
 
-def _noise_row(base: int, node: Node, up: Node, above: float, amplitude: float) -> Row:
-    # The noise belongs to the lambda interval that is re-noised, cut at the previous node:
-    # intervals of different steps then never overlap, so that their noise is independent.
+def _noise_row(base: int, node: Node, up: Node, end: Node, amplitude: float) -> Row:
+    # The noise belongs to the step that it comes before: intervals of different steps do not
+    # overlap, and as steps become small the whole tends to an SDE on one path. The clock rho is
+    # finite wherever noise is raised, and at the data.
     a = up.alpha / node.alpha
     added = scalar.sqrt(up.sigma**2 - (a * node.sigma) ** 2)
-    noise = Noise(amplitude * added, max(above, up.lam), node.lam)
+    noise = Noise(amplitude * added, reading("sigma", node), reading("sigma", end), "sigma")
     return Row(up, ((base, a),), noise=(noise,))
 
 
