@@ -13,8 +13,8 @@ against the exact law of the data. A mixture of Gaussians is not linear; there p
 (`coupled_noise`), and the moments are those of the runs with h and with h / 2 on the same paths,
 whose difference is much better known than either.
 
-The noise of methods that take a step back before a step forward (churn, restart) is no path's: it
-has no strong order.
+The noise of methods that go back at a node, however small the steps (restart, Langevin correctors),
+is no path's: it has no strong order.
 """
 
 from __future__ import annotations

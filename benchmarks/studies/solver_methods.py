@@ -90,7 +90,7 @@ def resolve(solver: str | Build) -> tuple[str, Build]:
 
 
 def full_options(name: str, build: Build, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` over the function's own defaults, with ``lower_order_final`` off."""
+    """``options`` over the function's own defaults, with ``lower_order_final`` and restarts off."""
     parameters = inspect.signature(build).parameters.values()
     full = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key in options:
@@ -101,6 +101,8 @@ def full_options(name: str, build: Build, options: Mapping[str, Any]) -> dict[st
             )
     if "lower_order_final" in full:
         full["lower_order_final"] = False
+    if "restarts" in full:
+        full["restarts"] = []  # what has an order is the way down
     return {**full, **options}
 
 

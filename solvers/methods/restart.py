@@ -61,7 +61,7 @@ def _order(options: Mapping[str, Any]) -> int:
 @solver(
     "restart",
     order=_order,
-    nfe_per_step=lambda options: _cost(options["base"]),
+    nfe_per_step=lambda options: _cost(_base(options["base"])),
     weak=lambda options: float(_order(options)),
     title="Restart: an ODE solver that goes back to more noise, several times",
     when="samples rather than speed, at thirty evaluations and more",
@@ -83,8 +83,8 @@ def restart(
     base : a deterministic solver, with its default options.
     restarts : a list of (low, high, steps, times), the levels in sigma / alpha; ``low`` is moved to
         the nearest node. The published [N, K, t_min, t_max] is (t_min, t_max, N - 1, K). None is
-        (0.1, 2, steps, 2) with half of the evaluations, if they are enough for one step; on an
-        explicit grid, and where that leaves the range, nothing.
+        (0.1, 2, steps, 2) with half of the evaluations; nothing where they are too few, where the
+        grid has no node near 0.1, and on an explicit grid.
     s_noise : amplitude of the noise; other values than 1 leave the marginals.
 
     ``nfe`` counts all evaluations; those that the restarts leave are spent on the way. Raises
@@ -94,7 +94,7 @@ def restart(
     if not 0 <= s_noise < math.inf:
         raise ValueError(f"s_noise={s_noise!r}: need a number of at least 0")
     entry = _base(base)
-    chosen = _default(grid, nfe, _cost(base)) if restarts is None else _checked(restarts)
+    chosen = _default(grid, nfe, entry) if restarts is None else _checked(restarts)
     if not chosen:
         return entry.build(grid, nfe)
     if grid.invert:
@@ -121,16 +121,23 @@ def _base(name: str) -> Solver:
     return entry
 
 
-def _cost(base: str) -> int:
-    return _base(base).nfe_per_step(_base(base).defaults)
+def _cost(base: Solver) -> int:
+    return base.nfe_per_step(base.defaults)
 
 
-def _default(grid: Grid, nfe: int | None, cost: int) -> list[Interval]:
+def _default(grid: Grid, nfe: int | None, base: Solver) -> list[Interval]:
     low, high, times = DEFAULT
-    steps = 0 if nfe is None or grid.intervals is not None else nfe // (2 * times * cost)
-    top, bottom = (plain(grid.schedule.lam(t)) for t in (grid.t_start, grid.t_end))
-    inside = top < -math.log(high) and bottom > -math.log(low)
-    return [Interval(low, high, steps, times)] if steps and inside and not grid.invert else []
+    steps = 0 if nfe is None or grid.intervals is not None else nfe // (2 * times * _cost(base))
+    if not steps or nfe is None or grid.invert:
+        return []
+    one = Interval(low, high, steps, times)
+    try:
+        plans = _plans(grid, nfe, base, [one])
+    except ValueError:  # coarse grids, and short ones, have no node to go back from
+        return []
+    # Nor is it worth while where that is far from ``low``.
+    reached = [-plain(plan.rows[-1].node.lam) for plan, jump in plans if jump]
+    return [one] if reached[0] < math.log(low * high) / 2 else []
 
 
 def _checked(restarts: Any) -> list[Interval]:
@@ -154,7 +161,7 @@ def _plans(
     grid: Grid, nfe: int | None, entry: Solver, chosen: list[Interval]
 ) -> list[tuple[Plan, bool]]:
     """The plans of all pieces, ``nfe`` evaluations together."""
-    cost = entry.nfe_per_step(entry.defaults)
+    cost = _cost(entry)
     loops = cost * sum(one.steps * one.times for one in chosen)
     if nfe is not None and nfe <= loops:
         raise ValueError(f"nfe={nfe}: the restarts alone take about {loops} evaluations")

@@ -166,7 +166,7 @@ def test_the_table_of_tensors_is_that_of_numbers(name):
         assert [j for j, _ in ours.states + ours.outputs] == [
             j for j, _ in theirs.states + theirs.outputs
         ]
-        plain = [float(torch.as_tensor(c).detach()) for c in ours.numbers()]
+        plain = [float(torch.as_tensor(c, dtype=torch.float64).detach()) for c in ours.numbers()]
         assert plain == pytest.approx(theirs.numbers(), rel=1e-11, abs=1e-13)
     with torch.no_grad():
         assert make_plan(name, VP, times=TIMES.clone().requires_grad_()).rows == numbers.rows
