@@ -82,18 +82,9 @@ ALIASES: dict[str, tuple[str, Options]] = {
     "res-multistep-ancestral": ("res", {"eta": 1.0}),
 }
 
-_SDE = "solvers of the SDE are 'sde-dpm-solver++', 'seeds' and 'euler-maruyama'"
 _ADAPTIVE = "steps of automatic size are sample_adaptive, and adaptive() with run_pipeline"
 _DISTILLED = "it is for distilled networks, and no solver of an ODE"
 ABSENT: dict[str, str] = {
-<<<<<<< HEAD
-    "restart": _SDE,
-=======
-    "dpmpp-sde": _SDE,
-    "dpmpp-2m-sde": _SDE,
-    "dpmpp-3m-sde": _SDE,
-    "dpmsolversde": _SDE,
->>>>>>> 00f4475 (Restart and Langevin predictor-correctors as plans; churn on one finite path)
     "dpm-adaptive": _ADAPTIVE,
     "lcm": _DISTILLED,
     "tcd": _DISTILLED,

@@ -117,5 +117,5 @@ def _reverse_diffusion(rows: list[Row], part: Split) -> Row:
     ratio = start.alpha / end.alpha
     g2 = start.sigma**2 - (ratio * end.sigma) ** 2
     share = g2 / start.sigma**2
-    noise = part.noise_up_to(1.0, sqrt(g2)) if part.noise else ()
+    noise = part._replace(scale=sqrt(g2)).noise
     return Row(end, ((base, 2 - ratio - share),), ((base, share * start.alpha),), noise=noise)
