@@ -77,7 +77,7 @@ def fit_grid(
 
     No gradients are asked for: anything that can be called will do. Two dozen starts do well.
     Evaluations of the batch at 8 NFE, beside 100 for the targets: location about 140, lattice and
-    proxy 80, search about 500.
+    proxy 80, search about 700.
 
     Parameters
     ----------
