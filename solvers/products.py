@@ -94,7 +94,8 @@ class Products(Executor):
             result = flat.view(self.shape)
         if adds:
             row = self.plan.rows[k]
-            result.add_(row.offset)
+            if row.offset != 0:
+                result.add_(row.offset)
             for term, z in zip(row.noise, self.drawn, strict=True):
                 result.add_(z, alpha=term.scale)
         if span is None:

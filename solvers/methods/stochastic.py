@@ -191,6 +191,8 @@ def _share(decay: Number, whole: Number) -> Number:
 def split(start: Node, end: Node, rate: Number) -> Split:
     """The exact step with E = ``rate`` h: the rate is tau^2, and the eta of SDE-DPM-Solver++."""
     h = end.lam - start.lam
+    if plain(rate) > 0 and plain(h) == math.inf and end.sigma > 0:
+        return _split(start, end, 0.0, math.inf, end.sigma)  # however small the rate
     decay = rate * h if plain(rate) > 0 and end.sigma > 0 else 0.0
     scale = end.sigma * scalar.sqrt(-scalar.expm1(-2 * decay)) if plain(decay) > 0 else 0.0
     return _split(start, end, end.sigma * scalar.exp(-decay), decay, scale)

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -199,6 +200,22 @@ def test_a_fitted_plan_without_gradients_runs_as_the_plan_it_came_from(name):
             results.append(sample(DENOISE, X, one, noise=[1, 2, 3]))
         done.append(seen.names)
     assert done[0] == done[1] and torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if "eta" in SOLVERS[n].defaults])
+def test_noise_costs_one_pass_over_the_state_a_term(name):
+    """Beside the same run without it, when the noise is there."""
+    steps = []
+    plans = [plan_of(name, {"eta": eta}) for eta in (0.0, 1.0)]
+    terms = sum(len(row.noise) for row in plans[1].rows)
+    given = [normal(*X.shape, seed=i) for i in range(terms)]
+    for plan, noise in zip(plans, (None, given), strict=True):
+        sample(DENOISE, X, plan, noise=noise)
+        with Operations() as seen:
+            sample(DENOISE, X, plan, noise=noise)
+        steps.append(Counter(seen.names))
+    more = steps[1] - steps[0]
+    assert more["add_"] <= terms and more.keys() <= {"add_", "mul", "mv", "addmv"}
 
 
 # what is left of runs

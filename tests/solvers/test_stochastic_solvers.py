@@ -83,6 +83,22 @@ def test_a_step_costs_one_row_and_each_stage_one_draw():
         assert draws(plan) == plan.nfe
 
 
+@pytest.mark.parametrize("schedule", [VP, FLOW])
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_the_strength_may_carry_a_gradient(name, options, schedule):
+    """Also where a step from pure noise forgets its start."""
+
+    def loss(eta: Any) -> Tensor:
+        plan = make_plan(name, schedule, nfe=6, eta=eta, **options)
+        noise = [normal(*X.shape, seed=i) for i in range(draws(plan))]
+        return sample(denoise, X, plan, noise=noise).sum()
+
+    eta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(eta), eta)
+    slope = float(loss(0.5 + 1e-6) - loss(0.5 - 1e-6)) / 2e-6
+    assert float(gradient) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
 # limits
 
 
