@@ -37,8 +37,9 @@ def losses(name: str, squares: Tensor, scale: float) -> Tensor:
         return torch.log(squares + (1e-2 * scale) ** 2) / 2
     if name == "mse":
         return squares / scale**2
-    if name == "balanced":  # by the mean of log e_i and the logarithm of the RMSE, to first order
-        return (losses("log", squares, scale) + squares / (2 * (SPREAD * scale) ** 2)) / 2
+    if name == "balanced":  # log_mean^3/4 rmse^1/4, by its logarithm to first order
+        worst = squares / (2 * (SPREAD * scale) ** 2)
+        return 0.75 * losses("log", squares, scale) + 0.25 * worst
     relative = squares / (0.5 * scale) ** 2
     return 2 * (torch.sqrt(1 + relative) - 1)  # pseudo-Huber: quadratic to half the scale
 

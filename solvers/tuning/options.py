@@ -42,8 +42,8 @@ class Tuning:
         them up; "both" fits both, and validation chooses.
     told : at level "full", whether the times that the network is told are free, too.
     objective : what is made small of the errors e_i of the starts. "log": the mean of log e_i, for
-        the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber" and "balanced":
-        between both.
+        the typical sample; "mse": the mean of e_i^2, decided by the worst; "huber": between
+        both; "balanced": of the logarithms, and by a quarter of the squares.
     features : a function of samples (B, *event), a network's features say; errors are then those of
         what it makes of the sample and of the solution. Gradients pass through it.
     relax : the starts may move while they are fitted to, by this share of their size at most; 0
@@ -174,7 +174,7 @@ class Tuning:
         """One number of the errors (B,) that goes with the objective."""
         found = summary(errors)
         balanced = self.objective == "balanced"
-        return math.sqrt(found.log_mean * found.rmse) if balanced else found.of(self.measure)
+        return found.log_mean**0.75 * found.rmse**0.25 if balanced else found.of(self.measure)
 
 
 def _check_range_of_scales(guidance: Any) -> None:
