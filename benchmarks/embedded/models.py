@@ -86,6 +86,11 @@ class EmbeddedModel:
         return self.folder / "ems" / "ems.safetensors"
 
     @property
+    def cards_folder(self) -> Path:
+        """The cards of plans fitted to this model."""
+        return self.folder / "cards"
+
+    @property
     def images_file(self) -> Path:
         """Some real images with their labels, if this model has them."""
         return self.folder / IMAGES_FILE

@@ -7,7 +7,8 @@
                                          from the model's config
     sample_dpmpp_2m, my.module.sampler   a sampler function with the interface of k-diffusion
     plans/tuned.safetensors              a saved plan
-    card:cards/mine                      a folder of cards, of which the number of evaluations picks
+    card:cards/mine                      a folder of cards, of which the number of evaluations picks;
+                                         card:faces are those of an embedded model
 
 Options follow as ``:key=value``, those of the solver or keys of the scheduler's config, or as one
 of the words in `WORDS`: ``unipc:order=3:karras`` is ``unipc:order=3:use_karras_sigmas=true``.
@@ -27,6 +28,7 @@ from typing import Any
 import diffusers
 
 from logsnr.adapters import PlanScheduler
+from logsnr.benchmarks.embedded import EMBEDDED_MODELS
 from logsnr.benchmarks.harness.protocol import digest, file_digest
 from logsnr.benchmarks.harness.written import importable, option_value, split, unquoted
 from logsnr.solvers import SOLVERS, Cards, Plan
@@ -234,7 +236,9 @@ def _named(typed: str, base: Path) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"solvers={typed!r}: no such file of a plan")
         return str(base / typed), {}
     if typed.startswith(CARD):
-        return f"{CARD}{base / typed.removeprefix(CARD)}", {}
+        place = typed.removeprefix(CARD)
+        model = EMBEDDED_MODELS.get(place)
+        return f"{CARD}{base / place if model is None else model.cards_folder}", {}
     if typed.startswith(FUNCTION) or (typed not in SOLVERS and "." in typed):
         name = typed if "." in typed else f"{K_DIFFUSION}.{typed}"
         importable(Path(), base)

@@ -62,11 +62,20 @@ def verdict(settings: Settings, records: Sequence[Record]) -> str:
 def rows(
     settings: Settings, records: Sequence[Record], cell: Callable[[Record], str]
 ) -> list[list[str]]:
-    """A line a solver: its title, then ``cell`` of its record at each NFE ("diverged")."""
+    """A line a solver: its title, then ``cell`` of its record at each NFE ("diverged").
+
+    Where it has none, nothing.
+    """
     at = {(record["solver"], record["nfe"]): record for record in records}
+
+    def text(name: str, nfe: int) -> str:
+        record = at.get((name, nfe))
+        if record is None:
+            return ""
+        return cell(record) if is_ok(record) else "diverged"
+
     return [
-        [settings.methods[name].title]
-        + [cell(at[name, n]) if is_ok(at[name, n]) else "diverged" for n in settings.nfe]
+        [settings.methods[name].title, *(text(name, n) for n in settings.nfe)]
         for name in settings.solvers
     ]
 

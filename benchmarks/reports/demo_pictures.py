@@ -20,7 +20,7 @@ from logsnr.benchmarks.harness.comparison import kept_states
 from logsnr.benchmarks.harness.protocol import Record
 from logsnr.benchmarks.reports.pictures import DPI, INK, MUTED, finish_error_plot
 from logsnr.benchmarks.studies.demo import Settings
-from logsnr.benchmarks.studies.demo_methods import PASTED
+from logsnr.benchmarks.studies.demo_methods import PASTED, TUNED
 
 LINES, ROWS, COLUMNS = 6, 3, 2
 """Methods in the plot, methods and numbers of evaluations in the pictures, at most."""
@@ -34,6 +34,7 @@ FAR = 1.0
 # the model's config says, dash-dotted for "trailing" and a shift, dashed for "karras".
 _STYLE = {
     PASTED: ("#1b1f24", "o", "-"),
+    TUNED: ("#b8860b", "X", "-"),
     "ddim": ("#7a828c", "o", "-"),
     "heun": ("#9467bd", "P", "-"),
     "dpm++2s": ("#7fbf7b", "v", "-"),
@@ -146,7 +147,9 @@ def picture_grid(folder: Path, settings: Settings, records: Sequence[Record]) ->
         title(y + tall / 2, settings.methods[name].title.replace(", ", ",\n"))
         title(y + 1.5 * tall, "its error", MUTED, 9.5)
         for j, nfe in enumerate(columns):
-            record, x = at[name, nfe], left + j * (strip + side)
+            record, x = at.get((name, nfe)), left + j * (strip + side)
+            if record is None:  # cards are for some numbers of evaluations
+                continue
             upper, lower = place(x, y), place(x, y + tall)
             if not is_ok(record):
                 upper.text(0.5, 0.5, "diverged", ha="center", va="center", color=MUTED)

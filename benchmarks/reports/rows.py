@@ -27,7 +27,7 @@ from logsnr.benchmarks.reports.quantities import (
 OK = "ok"
 THEIRS = re.compile(r"stock|sample_|.*\.sample_|[A-Z]\w*$")
 PASTED = "PlanScheduler"
-OURS = re.compile(rf"{PASTED}$|.*\.safetensors$")
+OURS = re.compile(rf"{PASTED}$|.*\.safetensors$|card:")
 
 
 @dataclass(frozen=True)

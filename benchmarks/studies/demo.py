@@ -25,7 +25,7 @@ from logsnr.benchmarks.harness.runner import Runner, Watch
 from logsnr.benchmarks.harness.study import Job, Study, chosen, jobs
 from logsnr.benchmarks.harness.subjects.embedded import embedded_subject
 from logsnr.benchmarks.harness.subjects.network import NetworkSubject
-from logsnr.benchmarks.studies.demo_methods import LINEUPS, NFE, SAMPLES, Lineup, Method
+from logsnr.benchmarks.studies.demo_methods import LINEUPS, NFE, SAMPLES, TUNED, Lineup, Method
 from logsnr.solvers.names import unknown
 
 KEPT = 10  # pictures of each run that are kept: of the digits, one of each
@@ -63,12 +63,17 @@ class Settings:
         if self.model not in LINEUPS:
             raise unknown("model", self.model, LINEUPS)
         if not self.solvers:
-            object.__setattr__(self, "solvers", tuple(self.methods))
+            some = (name for name in self.methods if name != TUNED or self.numbers(name))
+            object.__setattr__(self, "solvers", tuple(some))
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: need at least 2, or there is no FID")
         if not self.nfe or min(self.nfe) < 1 or max(self.nfe) > 1000:
             raise ValueError(f"nfe={list(self.nfe)}: need numbers in 1..1000")
         chosen(self.solvers, tuple(self.methods))
+        for name in self.solvers:
+            if not self.numbers(name):
+                counts = self.contender(name).counts
+                raise ValueError(f"nfe={list(self.nfe)}: {name} has {counts} evaluations alone")
         if len(set(self.nfe)) < len(self.nfe):
             raise ValueError(f"nfe={list(self.nfe)}: need each entry once")
         if not 0 <= self.seed < 2**63:
@@ -102,7 +107,12 @@ class Settings:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """(solver, NFE) of all measurements but the reference."""
-        return [(name, nfe) for name in self.solvers for nfe in self.nfe]
+        return [(name, nfe) for name in self.solvers for nfe in self.numbers(name)]
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """The numbers of evaluations at which a method is run: cards have some alone."""
+        contender = self.contender(name)
+        return tuple(n for n in self.nfe if not contender.saved or n in contender.plans)
 
     @property
     def study(self) -> Study:

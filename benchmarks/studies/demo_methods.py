@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 SAMPLES = 20
@@ -11,6 +12,7 @@ NFE = (5, 8, 10, 20)
 V3 = "dpm-solver-v3"
 OURS = "PlanScheduler"
 PASTED = "pasted"
+TUNED = "tuned"
 PSEUDO = {"p_pseudo": True, "c_pseudo": False}  # the best of the four on the digits, docs/ems.md
 
 
@@ -18,7 +20,7 @@ PSEUDO = {"p_pseudo": True, "c_pseudo": False}  # the best of the four on the di
 class Method:
     """A contender: a plan of this project's, its scheduler, or one of diffusers' schedulers.
 
-    ``solver`` is the name of a solver, or of the scheduler's class.
+    ``solver`` is the name of a solver, or of the scheduler's class, or a folder of cards.
     """
 
     title: str
@@ -75,6 +77,12 @@ def _ours(grid: str) -> dict[str, Method]:
     }
 
 
+def _tuned(model: str) -> dict[str, Method]:
+    """The cards that the embedded model has, for some numbers of evaluations."""
+    folder = Path(__file__).parent.parent / "embedded" / model / "cards"
+    return {TUNED: Method("tuned (cards)", f"card:{folder}")}
+
+
 _GRIDS: dict[str, dict[str, Any]] = {
     "trailing": {"timestep_spacing": "trailing"},
     "karras": {"use_karras_sigmas": True},
@@ -94,6 +102,7 @@ def _stock(name: str, title: str, scheduler: str, *grids: str) -> dict[str, Meth
 FACES = Lineup(
     methods={
         **_ours("auto"),
+        **_tuned("faces"),
         **_stock("stock-euler", "Euler", "FlowMatchEulerDiscreteScheduler", "karras"),
         **_stock("stock-heun", "Heun", "FlowMatchHeunDiscreteScheduler"),
         **_stock("stock-dpm++2m", "DPM++ 2M", "DPMSolverMultistepScheduler"),
@@ -101,6 +110,7 @@ FACES = Lineup(
     },
     highlights=(
         PASTED,
+        TUNED,
         "unipc-3",
         "stock-euler",
         "stock-dpm++2m",
@@ -115,6 +125,7 @@ FACES = Lineup(
 DIGITS = Lineup(
     methods={
         **_ours("karras"),
+        **_tuned("digits"),
         "dpm-v3": Method(
             "DPM-Solver-v3",
             V3,
@@ -126,6 +137,7 @@ DIGITS = Lineup(
     },
     highlights=(
         PASTED,
+        TUNED,
         "unipc-3",
         "dpm-v3",
         "stock-unipc-2",
