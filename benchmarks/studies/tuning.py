@@ -29,8 +29,7 @@ from logsnr.benchmarks.studies.tuning_fits import (
     Outcome,
     Show,
     by_measurement,
-    with_gradients,
-    without_gradients,
+    fitted_plan,
 )
 from logsnr.solvers import Card, Cards, Denoiser, Plan, sample
 from logsnr.solvers.checks import check_choice
@@ -210,10 +209,8 @@ def fit(
     given, size = (fitted, nfe, denoise, starts, targets, show), request.batch_size
     if request.level == AUTO:
         return by_measurement(*given, size, **request.options)
-    if request.level in METHODS:
-        return without_gradients(request.level, *given, size, **request.options)
     own = {"batch_size": min(size, request.starts), **request.options}
-    return with_gradients(request.level, *given, checkpoint, **own)
+    return fitted_plan(request.level, *given, checkpoint, **own)
 
 
 def told_exactly(plan: Plan) -> Plan:
