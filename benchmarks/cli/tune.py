@@ -12,6 +12,7 @@ import typer
 from logsnr.benchmarks.cli.command_line import (
     folder,
     json_object,
+    json_value,
     numbers,
     options,
     progress,
@@ -68,7 +69,13 @@ def tune(
     starts: Starts = 256,
     seed: Seed = 1000,
     iterations: Annotated[
-        int | None, typer.Option(help="Of the fit. Default: the level's.")
+        int | None, typer.Option(help="Steps of the fit. Default: the level's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Another option of tune as key=value: rows=free, rate=0.05. Repeatable."
+        ),
     ] = None,
     reference_nfe: ReferenceNfe = 200,
     batch_size: BatchSize = 32,
@@ -89,12 +96,22 @@ def tune(
 
     Example: logsnr tune --pipeline ./my-model --prompts prompts.txt --nfe 5,8 --out cards
     """
-    said = {} if iterations is None else {"iterations": iterations}
+    said: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
+    with options():
+        said |= dict(map(fit_option, set_ or ()))
     asked: dict[str, Any] = dict(nfe=nfe, level=level, options=said, starts=starts, seed=seed)
     asked |= dict(reference_nfe=reference_nfe, batch_size=batch_size)
     opened: dict[str, Any] = dict(model=model, pipeline=pipeline, prompt=prompt, prompts=prompts)
     opened |= dict(height=height, width=width, dtype=dtype, device=device, call_args=call_args)
     make_cards(asked, opened, guidance_scale, out, timeout, json_)
+
+
+def fit_option(text: str) -> tuple[str, Any]:
+    """The option of key=value; ValueError where it is written otherwise."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"set={text!r}: need key=value")
+    return key, json_value(value)
 
 
 def make_cards(

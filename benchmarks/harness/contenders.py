@@ -7,8 +7,8 @@
                                          from the model's config
     sample_dpmpp_2m, my.module.sampler   a sampler function with the interface of k-diffusion
     plans/tuned.safetensors              a saved plan
-    card:cards/mine                      a folder of cards, of which the number of evaluations picks;
-                                         card:faces are those of an embedded model
+    card:cards/mine                      a folder of cards, by the number of evaluations; card:faces
+                                         are those of an embedded model
 
 Options follow as ``:key=value``, those of the solver or keys of the scheduler's config, or as one
 of the words in `WORDS`: ``unipc:order=3:karras`` is ``unipc:order=3:use_karras_sigmas=true``.

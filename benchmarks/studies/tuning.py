@@ -30,6 +30,7 @@ from logsnr.benchmarks.studies.tuning_fits import (
     Show,
     by_measurement,
     fitted_plan,
+    tuning,
 )
 from logsnr.solvers import Card, Cards, Denoiser, Plan, sample
 from logsnr.solvers.checks import check_choice
@@ -86,6 +87,9 @@ class Request:
         check_choice("level", self.level, (AUTO, *LEVELS, *METHODS))
         if not self.nfe or len(set(self.nfe)) < len(self.nfe) or min(self.nfe) < 1:
             raise ValueError(f"nfe={list(self.nfe)}: need whole numbers of at least 1, each once")
+        if self.level != AUTO:
+            for n in self.nfe:
+                tuning(n, self.level, batch_size=self.batch_size, **self.options)
         few = LEAST_STARTS if self.level == AUTO else 8
         for name, least in (("starts", few), ("batch_size", 1), ("reference_nfe", 10), ("seed", 0)):
             if getattr(self, name) < least:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,21 @@ class Outcome:
     fit: Mapping[str, Any]
 
 
+def tuning(nfe: int, level: str, **options: Any) -> Tuning:
+    """The options of `tune`; ValueError naming one that it does not have, or does not take.
+
+    level : one of `LEVELS`, or a method of fitting nodes without gradients.
+    """
+    known = [entry.name for entry in fields(Tuning)]
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"set={f'{key}={value}'!r}: choose one of {', '.join(known)}")
+    method: dict[str, Any] = {"level": level}
+    if level in METHODS:
+        method = {"level": "grid", "method": level}
+    return Tuning(nfe=nfe, **method, **options)
+
+
 def fitted_plan(
     level: str,
     fitted: Fitting,
@@ -50,14 +65,10 @@ def fitted_plan(
     checkpoint: Path,
     **options: Any,
 ) -> Outcome:
-    """Nodes and coefficients by `tune`, whose own validation decides.
-
-    level : one of `LEVELS`, or a method of fitting nodes without gradients.
-    """
-    method = {"level": "grid", "method": level} if level in METHODS else {"level": level}
-    asked = Tuning(
-        nfe=nfe,
-        **method,
+    """Nodes and coefficients by `tune`, whose own validation decides."""
+    asked = tuning(
+        nfe,
+        level,
         targets=targets,
         checkpoint=checkpoint,
         progress=show,

@@ -40,7 +40,7 @@ OWN = {
         *("suite", "subjects", "contenders", "nfe", "seeds", "samples", "metrics"),
         *("baseline", "fail_if_worse", "timeout"),
     },
-    "tune": {"model", "pipeline", "prompts", "nfe", "iterations", "device", "timeout"},
+    "tune": {"model", "pipeline", "prompts", "nfe", "iterations", "set_", "device", "timeout"},
     "auto": {"model", "pipeline", "prompts", "nfe", "starts", "device", "timeout"},
     # Their options are their own.
     "overhead": {"shape", "runs"},
