@@ -136,7 +136,8 @@ def references(
     here.barrier("what is missing")  # nobody writes before all have looked
     plan = fitted.solution(request.reference_nfe)
     left = sum(len(request.shards[k]) for k in missing)
-    with progress(plan.nfe * request.starts, "evaluations") as update:
+    of_rank = progress if here.rank == 0 else quietly
+    with of_rank(plan.nfe * request.starts, "evaluations") as update:
         for k in missing[here.rank :: here.size]:
             update(plan.nfe * (request.starts - max(0, left)), "converged solutions")
             here.heed("converged solutions")
