@@ -78,8 +78,10 @@ def _ours(grid: str) -> dict[str, Method]:
 
 
 def _tuned(model: str) -> dict[str, Method]:
-    """The cards that the embedded model has, for some numbers of evaluations."""
+    """The cards of the embedded model, if it has any, for some numbers of evaluations."""
     folder = Path(__file__).parent.parent / "embedded" / model / "cards"
+    if not folder.is_dir():
+        return {}
     return {TUNED: Method("tuned (cards)", f"card:{folder}")}
 
 
@@ -137,7 +139,6 @@ DIGITS = Lineup(
     },
     highlights=(
         PASTED,
-        TUNED,
         "unipc-3",
         "dpm-v3",
         "stock-unipc-2",
