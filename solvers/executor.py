@@ -78,6 +78,15 @@ class Executor(ABC):
         self.waiting = self._anew(k)
         return self.waiting
 
+    def _drawn_before(self) -> Mark:
+        return {**self.memory}, {} if self.densities is None else self.densities.known
+
+    def _draw_again(self, before: Mark) -> None:
+        memory, known = before
+        self.memory = {**memory}
+        if self.densities is not None:
+            self.densities.known = known
+
     def _anew(self, k: int) -> Tensor:
         state = self._sum(k)
         return state if self.densities is None else self.densities.settled(k, state)

@@ -48,11 +48,11 @@ class Products(Executor):
 
     def mark(self) -> Mark:
         # An evaluation overwrites no slot that its own row or a later one reads.
-        return self.waiting, self.state, self.output, self.edited, {**self.memory}
+        return self.waiting, self.state, self.output, self.edited, self._drawn_before()
 
     def rewind(self, mark: Mark) -> None:
-        self.waiting, self.state, self.output, self.edited, memory = mark
-        self.memory = {**memory}
+        self.waiting, self.state, self.output, self.edited, before = mark
+        self._draw_again(before)
 
     def _apart(self) -> None:
         self.block = self.block.clone()

@@ -168,6 +168,15 @@ class StepDensities:
         return k in self._until
 
     @property
+    def known(self) -> dict[int, Tensor]:
+        """The u's of rows so far that later ones need."""
+        return {**self._u}
+
+    @known.setter
+    def known(self, u: dict[int, Tensor]) -> None:
+        self._u = {**u}
+
+    @property
     def mean(self) -> Tensor:
         assert self._latest is not None
         x, u, deviation = self._latest
@@ -182,6 +191,8 @@ class StepDensities:
         if not (self.asked or k in self._until):
             return result
         known, deviation = self.innovations[k]
+        if _is_zero(deviation) and not result.requires_grad:
+            return result
         if missing := [j for j, _ in known if j not in self._u]:
             raise ValueError(
                 f"log_prob: row {k} of the plan shares noise with row {missing[0]}, whose density "

@@ -40,11 +40,12 @@ class Terms(Executor):
         self.offsets = [at_home(row.offset, like) for row in plan.rows]
 
     def mark(self) -> Mark:
-        return self.waiting, list(self.values), self.edited, {**self.memory}
+        return self.waiting, list(self.values), self.edited, self._drawn_before()
 
     def rewind(self, mark: Mark) -> None:
-        self.waiting, values, self.edited, memory = mark
-        self.values, self.memory = list(values), {**memory}
+        self.waiting, values, self.edited, before = mark
+        self.values = list(values)
+        self._draw_again(before)
 
     def _apart(self) -> None:
         self.values = list(self.values)
