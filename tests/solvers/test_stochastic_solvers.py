@@ -302,6 +302,29 @@ def test_updates_of_diffusers(prediction, solver_type):
     torch.testing.assert_close(sample(ours, X, plan, noise=z), second, rtol=1e-10, atol=1e-10)
 
 
+def test_the_third_order_of_diffusers_has_another_sign():
+    """Of the 1/2 in the weight of the second difference, which k-diffusion has as we do."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    stock = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3)
+    plan = make_plan(
+        "sde-dpm-solver++", VP, lams=[-1.0, -0.4, 0.1, 0.8], order=3, lower_order_final=False
+    )
+    nodes = [row.node for row in plan.rows]
+    stock.sigmas = torch.tensor([n.sigma / n.alpha for n in nodes], dtype=torch.float64)
+    stock._step_index = 2
+    x, z, *outputs = (normal(3, 4, seed=i) for i in range(5))
+    theirs = stock.multistep_dpm_solver_third_order_update(outputs, sample=x, noise=z)
+    row = plan.rows[3]
+    ((_, a),) = row.states
+    ours = a * x + sum(b * outputs[j] for j, b in row.outputs) + row.noise[0].scale * z
+    r0, r1 = 0.5 / 0.7, 0.6 / 0.7
+    new, old = (outputs[2] - outputs[1]) / r0, (outputs[1] - outputs[0]) / r1
+    torch.testing.assert_close(
+        ours - theirs, nodes[3].alpha * (new - old) / (r0 + r1), rtol=1e-10, atol=1e-10
+    )
+
+
 def test_the_inner_node_of_a_step_has_the_beginning_of_its_noise():
     """Strength 1: Cov = sqrt of the ratio of the increments of the signal-to-noise ratio."""
     plan = make_plan("sde-dpm-solver++", VP, lams=[-1.0, 0.5], steps="singlestep", r=0.4)
