@@ -109,6 +109,11 @@ def test_numbers_without_a_card_are_run_by_default_where_that_is_asked_for(cards
     assert torch.equal(result(scheduler, 4), result(PlanScheduler(**FLOW), 4))
     again = PlanScheduler.from_config(scheduler.config, plan=random_plan(6))
     assert torch.equal(result(again, 4), result(PlanScheduler(**FLOW), 4))
+    later = PlanScheduler(**FLOW, plan=cards)
+    with pytest.raises(ValueError, match="plan_fallback"):
+        later.set_timesteps(4)
+    later.config.plan_fallback = True
+    assert torch.equal(result(later, 4), result(PlanScheduler(**FLOW), 4))
 
 
 WRONG = {

@@ -76,6 +76,8 @@ KEYS: dict[str, tuple[dict, object]] = {
     "exact_sigmas": (FLOW, True),
     "ems": ({**LATENT, "solver": "dpm-solver-v3"}, None),  # see below
     "plan": (LATENT, None),  # see test_scheduler_plan.py
+    "plan_fallback": (LATENT, None),  # see test_scheduler_cards.py
+    "noise_seed": ({**LATENT, "solver": "sde-dpm-solver++", "noise_seed": 3}, 4),
     "stock_class": ({k: v for k, v in AUDIO.items() if k != "stock_class"}, AUDIO["stock_class"]),
 }
 # Pipelines read these to work out mu, and to_stock what was replaced; the scheduler does not.
@@ -112,7 +114,7 @@ def test_every_key_has_a_case():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("ems", "plan")])
+@pytest.mark.parametrize("key", [key for key in KEYS if KEYS[key][1] is not None])
 def test_a_key_that_is_set_later_is_a_key_that_was_given(key, way):
     config, value = KEYS[key]
     scheduler = PlanScheduler(**config)
