@@ -50,6 +50,18 @@ def curvature(family: Family, theta: Tensor, parts: Parts, name: str, scale: flo
     return total
 
 
+@torch.no_grad()
+def gradient_by_differences(
+    family: Family, theta: Tensor, part: Part, name: str, scale: float
+) -> Tensor:
+    """The gradient (P,) of the mean objective, of a network that is only called."""
+    x, tangents = forward(part, family.table(theta), family.slope(theta), family)
+    gaps = part.gaps(x).double()
+    each = 2 * weights(name, gaps.square().mean(1), scale) / gaps.numel()
+    seen = tangents.flatten(2) if part.features is None else _seen(part, x, tangents)
+    return torch.einsum("pbm,bm,b->p", seen.double(), gaps, each).cpu()
+
+
 def preconditioner(hessian: Tensor, damping: float = 1e-3) -> Tensor:
     """W with W^T H W about 1: coordinates in which all directions are alike.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from .bases import Base
 from .errors import better, summary
 from .family import Family
 from .grid_fit import fit_grid
+from .objective import passes_gradients
 from .optimiser import Fit
 from .options import Tuning
 from .problem import Part, Parts, check, solved_parts
@@ -48,6 +49,7 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     schedule, nfe = denoise.schedule, options.nfe
     base, choices = _bases(options, schedule)
     untuned = base.plan(schedule, nfe)
+    options = with_gradients(options, denoise, starts)
     about = settings(denoise, starts, options)
     kept = Checkpoint(options.checkpoint, about, options.seconds)
     train, held = solved_parts(denoise, starts, options, kept).halves(options.validation)
@@ -82,6 +84,14 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     plan = results[name]
     plan = plan.labelled(plan.solver or "tuned", {**plan.options, "tuned": report})
     return Fitted(noted(plan, fitted_model(denoise, starts, options)), report)
+
+
+def with_gradients(options: Tuning, denoise: Denoiser, starts: Tensor) -> Tuning:
+    """The options with the way to gradients that the network has."""
+    if options.gradients != "auto" or options.method != "gradient":
+        return options
+    way = "reverse" if passes_gradients(Part(denoise, starts, starts)) else "differences"
+    return replace(options, gradients=way)
 
 
 def _bases(options: Tuning, schedule: NoiseSchedule) -> tuple[Base, list[Base]]:
@@ -155,7 +165,9 @@ def _with_gradients(
         for done, (rows, number, family) in enumerate(families):
             name = rows if not number else f"{rows} {number + 1}"
             begin = _first(family, begins[number], found.get("consistent"), few, options)
-            one = Fit(name, family, train, held, options, scale, kept, begin)
+            one = Fit(
+                name, family, train, held, options, scale, kept, begin, reverse=options.reverse
+            )
             found[rows] = one.run(_from(done * options.steps, show))
             results[name] = family.plan(found[rows])
     return results

@@ -106,6 +106,18 @@ class Gradient(NamedTuple):
     starts: Tensor | None
 
 
+def passes_gradients(part: Part) -> bool:
+    """Whether what the network returns has a gradient with respect to what it is given."""
+    one = part.rows(torch.arange(1))
+    x = one.starts.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            output = one.denoise.evaluate(x * 1.0, one.denoise.schedule.time(0.0))
+            return torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
+    except (RuntimeError, NotImplementedError):  # inference mode, kernels without a way back
+        return False
+
+
 def gradient(
     family: Family,
     theta: Tensor,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .curvature import curvature, preconditioner
+from .curvature import curvature, gradient_by_differences, preconditioner
 from .family import Family
 from .objective import gradient, losses
 from .options import Tuning
-from .problem import Parts
+from .problem import Part, Parts
 from .relaxed import RelaxedStarts
 from .state import Checkpoint
 
@@ -37,10 +37,12 @@ class Fit:
         scale: float,
         kept: Checkpoint,
         begin: Tensor | None = None,
+        *,
+        reverse: bool = True,
     ):
         self.name, self.family, self.parts, self.held = name, family, parts, held
         self.options, self.scale, self.kept = options, scale, kept
-        self.step = 0
+        self.step, self.reverse = 0, reverse
         zero = torch.zeros(family.size, dtype=torch.float64)
         begin = zero if begin is None else begin
         self.state: dict[str, Tensor] = {key: zero.clone() for key in NAMES}
@@ -88,16 +90,8 @@ class Fit:
         """One step. One that leads to no finite objective is taken back, and the rate halved."""
         state, number = self.state, self.step
         batch = self.parts.batch(number, self.options.batch_size, self.options.seed)
-        relaxed = self.relaxed
         try:
-            _, slope, by_starts = gradient(
-                self.family,
-                state["theta"],
-                batch if relaxed is None else relaxed.moved(batch),
-                *self._objective,
-                by_starts=relaxed is not None,
-                save_memory=self.options.save_memory,
-            )
+            slope = self._slope(batch)
         except (ValueError, ArithmeticError):
             slope = torch.full_like(state["theta"], math.nan)
         if not torch.isfinite(slope).all():
@@ -105,8 +99,6 @@ class Fit:
             state["theta"] = state["best"].clone()
             state["first"] = torch.zeros_like(state["first"])
             return
-        if relaxed is not None and by_starts is not None:
-            relaxed.follow(batch, by_starts)
         slope = state["frame"].T @ slope
         state["first"] = FIRST * state["first"] + (1 - FIRST) * slope
         # One size for all: the frame has made the directions alike.
@@ -119,6 +111,24 @@ class Fit:
         state["theta"] = state["theta"] - state["frame"] @ (self._rate * move)
         share = min(self.options.average, number / (number + 1))
         state["average"] = share * state["average"] + (1 - share) * state["theta"]
+
+    def _slope(self, batch: Part) -> Tensor:
+        """The gradient by theta; starts that may move take their step."""
+        theta, relaxed = self.state["theta"], self.relaxed
+        moved = batch if relaxed is None else relaxed.moved(batch)
+        if not self.reverse:
+            return gradient_by_differences(self.family, theta, moved, *self._objective)
+        found = gradient(
+            self.family,
+            theta,
+            moved,
+            *self._objective,
+            by_starts=relaxed is not None,
+            save_memory=self.options.save_memory,
+        )
+        if relaxed is not None and found.starts is not None and torch.isfinite(found.theta).all():
+            relaxed.follow(batch, found.starts)
+        return found.theta
 
     @property
     def _rate(self) -> float:

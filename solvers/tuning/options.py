@@ -21,6 +21,7 @@ OBJECTIVES = ("balanced", "log", "huber", "mse")
 ROWS = ("both", "consistent", "free")
 METHODS = ("gradient", *WITHOUT_GRADIENTS)
 OPTIMISERS = ("preconditioned", "adam")
+GRADIENTS = ("auto", "reverse", "differences")
 LEAST = {"nfe": 1, "batch_size": 1, "beginnings": 1, "seed": 0, "reference_nfe": 4}
 
 
@@ -46,8 +47,10 @@ class Tuning:
         both; "balanced": of the logarithms, and by a quarter of the squares.
     features : a function of samples (B, *event), a network's features say; errors are then those of
         what it makes of the sample and of the solution. Gradients pass through it.
+    gradients : "reverse": by reverse mode through the network; "differences": of its answers, for
+        networks that are only called, at 3 to 10 times the cost; "auto": the first where it works.
     relax : the starts may move while they are fitted to, by this share of their size at most; 0
-        leaves them.
+        leaves them. By "reverse" alone.
     beginnings : how many of the solvers the fit begins from, the best of them first.
     t_start, t_end : the ends of the grid; by default those of the denoiser's schedule.
     targets : the converged solutions (B, *event) of the starts, if they are there already.
@@ -84,6 +87,7 @@ class Tuning:
     told: bool = True
     objective: str = "balanced"
     features: Features | None = None
+    gradients: str = "auto"
     relax: float = 0.0
     beginnings: int = 1
     t_start: float | None = None
@@ -111,6 +115,7 @@ class Tuning:
             ("method", METHODS),
             ("rows", ROWS),
             ("optimiser", OPTIMISERS),
+            ("gradients", GRADIENTS),
         ):
             check_choice(name, getattr(self, name), choices)
         for name, least in LEAST.items():
@@ -142,6 +147,8 @@ class Tuning:
             )
         if self.method != "gradient" and self.guidance is not None:
             raise ValueError(f"method={self.method!r} fits to one guidance scale, not to a range")
+        if self.relax and not self.reverse:
+            raise ValueError(f"relax={self.relax!r}: needs gradients='reverse'")
         for name in ("told", "save_memory"):
             check_kind(name, getattr(self, name), True)
         if self.features is not None and not callable(self.features):
@@ -169,6 +176,11 @@ class Tuning:
     def measure(self) -> str:
         """The measure of `better` that goes with the objective."""
         return "rmse" if self.objective == "mse" else "log"
+
+    @property
+    def reverse(self) -> bool:
+        """Whether gradients come by reverse mode."""
+        return self.gradients != "differences"
 
     def score(self, errors: Tensor) -> float:
         """One number of the errors (B,) that goes with the objective."""

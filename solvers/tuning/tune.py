@@ -26,8 +26,8 @@ def tune(denoise: Denoiser, starts: Tensor, options: Tuning) -> Plan:
 
     Parameters
     ----------
-    denoise : a `Denoiser`; its schedule is the schedule. Its network must let gradients pass to
-        its input.
+    denoise : a `Denoiser`; its schedule is the schedule. A network that lets no gradient pass
+        to its input is fitted by differences, which costs more.
     starts : (B, *event) start states, see `Plan.start`; a hundred or more. Conditions of the
         denoiser may have one entry a start.
     options : see `Tuning`.

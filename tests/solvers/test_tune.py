@@ -18,10 +18,10 @@ from logsnr.solvers import (
     tune,
 )
 from logsnr.solvers.tuning.bases import Base
-from logsnr.solvers.tuning.curvature import forward
+from logsnr.solvers.tuning.curvature import forward, gradient_by_differences
 from logsnr.solvers.tuning.errors import better, plan_errors, summary
 from logsnr.solvers.tuning.family import Family
-from logsnr.solvers.tuning.objective import gradient, losses
+from logsnr.solvers.tuning.objective import gradient, losses, passes_gradients
 from logsnr.solvers.tuning.options import Tuning
 from logsnr.solvers.tuning.presets import PRESETS
 from logsnr.solvers.tuning.problem import Part, Parts
@@ -144,6 +144,26 @@ def test_the_gradient_is_that_of_differences(schedule, consistent, objective):
         step[i] = 1e-5
         above, below = (value_at(own, theta + s, part, objective) for s in (step, -step))
         assert float(found[i]) == pytest.approx((above - below) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+def test_the_gradient_of_a_network_that_is_only_called_is_near():
+    own, x = family(VP), starts(6)
+    theta, part = drawn(own.size), Part(denoiser(VP), x, 0.9 * x)
+    found = gradient_by_differences(own, theta, part, "huber", 0.3)
+    wanted = gradient(own, theta, part, "huber", 0.3).theta
+    assert float((found - wanted).norm()) < 0.02 * float(wanted.norm())
+
+
+def test_a_network_without_gradients_is_fitted():
+    inner = denoiser(VP)
+    called = Denoiser(torch.no_grad()(inner.network), VP)
+    assert passes_gradients(Part(inner, starts(2), starts(2)))
+    plan = tune(called, starts(40), nfe=3, iterations=8, rows="consistent", **ENDS)
+    report = plan.options["tuned"]
+    assert report["options"]["gradients"] == "differences" and report["accepted"]
+    begun = tune(called, starts(40), nfe=3, iterations=0, rows="consistent", **ENDS)
+    errors = [each.options["tuned"]["errors"]["consistent"]["log_mean"] for each in (plan, begun)]
+    assert errors[0] < errors[1]
 
 
 def value_at(own, theta, part, objective):
