@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from logsnr.solvers.methods.sa_solver import MARGIN
+
 _SDE = "sde-"
 """With which the values of ``algorithm_type`` begin that add noise."""
 _FIRST, _LAST = 200, 800
@@ -58,23 +60,27 @@ def _sa_solver(config: Mapping[str, Any]) -> dict[str, Any]:
 def _tau(function: Callable[[int], float] | None, count: int) -> dict[str, Any]:
     """``tau_func`` as a number and the interval in which it acts, which is what a config can hold.
 
-    A share of the time stands for a training step less than a step away, see `sa_solver`.
+    The ends of the interval lie between training steps, by as much inside as `sa_solver` looks
+    beyond them.
     """
     if function is None:
-        return {"interval": [(_FIRST + 2) / count, _LAST / count]}
-    values = [float(function(t)) for t in range(count)]
-    inside = [t for t, value in enumerate(values) if value != 0]
+        inside, tau = list(range(_FIRST, min(_LAST + 1, count))), 1.0
+    else:
+        values = [float(function(t)) for t in range(count)]
+        inside = [t for t, value in enumerate(values) if value != 0]
+        tau = values[inside[0]] if inside else 0.0
+        whole = inside == list(range(inside[0], inside[-1] + 1)) if inside else True
+        if not whole or any(values[t] != tau for t in inside):
+            raise ValueError(
+                f"tau_func={function!r}: a config cannot hold a function, and this one is no "
+                'number that acts in one interval; give solver={"name": "sa-solver", "tau": '
+                "[...]}, a list of one a step"
+            )
     if not inside:
         return {"tau": 0.0}
-    first, last, tau = inside[0], inside[-1], values[inside[0]]
-    if len(inside) != last - first + 1 or any(values[t] != tau for t in inside):
-        raise ValueError(
-            f"tau_func={function!r}: a config cannot hold a function, and this one is no number "
-            'that acts in one interval; give solver={"name": "sa-solver", "tau": [...]}, a list '
-            "of one a step"
-        )
-    low = 0.0 if first == 0 else min(1.0, (first + 2) / count)
-    return {"tau": tau, "interval": [low, max(low, last / count)]}
+    low = 0.0 if inside[0] == 0 else (inside[0] + 0.5) / count + MARGIN
+    high = 1.0 if inside[-1] == count - 1 else (inside[-1] + 1.5) / count - MARGIN
+    return {"tau": tau, "interval": [low, max(low, high)]}
 
 
 def _flow_euler(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -80,7 +80,9 @@ class SolverChoice:
             options[key] = (
                 tuple(value[n - remaining :] if len(value) == n else value) if listed else value
             )
-        if isinstance(options.get("order"), int):
+        # sde-dpm-solver++ with several evaluations a step has one order, of few evaluations too.
+        fixed = self.name == "sde-dpm-solver++" and options.get("steps") == "singlestep"
+        if isinstance(options.get("order"), int) and not fixed:
             options["order"] = min(options["order"], remaining)
         return options
 

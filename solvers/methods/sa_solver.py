@@ -47,7 +47,7 @@ from .stochastic import Split, Strength, recorded, split, strengths
 
 PUBLISHED_INTERVAL = (0.2, 0.8)
 TAU_AT = ("end", "start", "mean")
-_TRAINING_STEP = 1e-3
+MARGIN = 1e-3
 """By so much an interval reaches beyond its ends: timesteps 200 and 800 of 1000 are t = .201 and
 .801, and both publications mean the same."""
 
@@ -165,7 +165,7 @@ def _taus(
     if number:
         low, high = _interval(interval)
         shares = _shares(schedule, nodes, asked)
-        inside = [low - _TRAINING_STEP <= share <= high + _TRAINING_STEP for share in shares]
+        inside = [low - MARGIN <= share <= high + MARGIN for share in shares]
         found = [each if here else 0.0 for each, here in zip(found, inside, strict=True)]
     return found
 

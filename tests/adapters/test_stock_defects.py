@@ -274,3 +274,47 @@ def test_multistep_flow_schedulers_cannot_noise_an_image():
         ours.set_timesteps(4)
         noised = ours.scale_noise(start(), ours.timesteps[:1], start().flip(0))
         assert torch.equal(noised, start().flip(0))
+
+
+# --- noise
+
+
+def test_third_order_of_the_sde_adds_a_whole_second_difference():
+    """A sign: (1 - e^-2h - 2h) / (2h)^2 tends to -1/2, and another 1/2 is taken from it."""
+    options = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    stock = diffusers.DPMSolverMultistepScheduler(**LATENT, **options)
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True)
+    predicted, states = [], {}
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(20)
+        x = start()
+        for i, t in enumerate(scheduler.timesteps[:3]):
+            generator = torch.Generator().manual_seed(i)
+            out = scheduler.step(network(x, t), t, x, generator=generator)
+            if scheduler is ours:
+                predicted.insert(0, out.pred_original_sample)
+            x = out.prev_sample
+        states[scheduler] = x
+    nodes = [row.node for row in ours.plan.rows if row.evaluated][:4]
+    h1, h0, h = (b.lam - a.lam for a, b in zip(nodes, nodes[1:], strict=False))
+    first = (predicted[0] - predicted[1]) * h / h0 - (predicted[1] - predicted[2]) * h / h1
+    second = first / ((h0 + h1) / h)
+    assert_close(states[stock] - states[ours], -nodes[3].alpha * second, 1e-3)
+
+
+def test_ddpm_with_a_large_variance_leaves_its_noise_in_the_data():
+    """On a grid whose last timestep is not 0 ("trailing") the step to the data adds noise too."""
+    options = {"variance_type": "fixed_large", "timestep_spacing": "trailing"}
+    stock = diffusers.DDPMScheduler(**LATENT, clip_sample=False, **options)
+    ours = PlanScheduler.from_config(stock.config, keep_sampling=True)
+    left = []
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(10)
+        x = torch.randn(POINT.shape, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            square = float(stock.alphas_cumprod[int(t)])
+            eps = (x - square**0.5 * POINT) / (1 - square) ** 0.5
+            generator = torch.Generator().manual_seed(int(t))
+            x = scheduler.step(eps, t, x, generator=generator).prev_sample
+        left.append(float((x - POINT).square().mean().sqrt()))
+    assert left[0] > 0.2 and left[1] < 1e-4
