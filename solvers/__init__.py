@@ -3,6 +3,7 @@
 from .adaptive import AdaptiveStats, NFELimitError, sample_adaptive
 from .bibliography import cite
 from .brownian import BrownianPath
+from .cfg_pp import ClassifierFreePP, cfg_pp_scales
 from .counter_noise import CounterNoise
 from .custom import CustomSchedule
 from .denoiser import Denoiser
@@ -53,6 +54,7 @@ __all__ = [
     "Card",
     "Cards",
     "ClassifierFree",
+    "ClassifierFreePP",
     "CounterNoise",
     "CustomSchedule",
     "Denoiser",
@@ -76,6 +78,7 @@ __all__ = [
     "VPLinear",
     "Verdict",
     "VarianceExploding",
+    "cfg_pp_scales",
     "cite",
     "auto_plan",
     "check_ems",

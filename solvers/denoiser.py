@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import scalar
+from .cfg_pp import ClassifierFreePP
 from .condition_rows import repeated, selected
 from .grids import as_number, node_at
 from .guidance import ClassifierFree, unwrap
@@ -36,7 +37,7 @@ class Denoiser:
     schedule : the noise schedule that the network was trained on.
     prediction : "epsilon", "sample", "v_prediction", "flow_prediction" or "score".
     condition : keyword arguments of the network (class labels, embeddings, ...).
-    guidance : `ClassifierFree`, which brings its own condition.
+    guidance : `ClassifierFree` or `ClassifierFreePP`, which brings its own condition.
     threshold : a function x0 -> x0 applied to every data prediction (`DynamicThreshold`, a clamp).
     network_time : function from the schedule's time to the network's; default
         ``schedule.network_time``. Flow models of diffusers take ``lambda t: 1000 * t``.
@@ -65,6 +66,11 @@ class Denoiser:
             raise ValueError(f"schedule={schedule!r}: need a NoiseSchedule")
         if guidance is not None and condition is not None:
             raise ValueError("condition was given beside guidance: put it into the guidance")
+        if threshold is not None and isinstance(guidance, ClassifierFreePP):
+            raise ValueError(
+                "threshold was given beside ClassifierFreePP, whose combination of its branches is "
+                "no data prediction"
+            )
         self.network = network
         self.schedule = schedule
         self.native = check_prediction(prediction)

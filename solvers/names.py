@@ -124,6 +124,8 @@ def find_name(name: Any, offered: Mapping[str, Mapping[str, Any]]) -> tuple[str,
     if isinstance(name, str):
         text = _spelled(name)
         hint = _of(ABSENT, text)
+        if text.replace("-", "").endswith("cfgpp"):
+            hint = "CFG++ is a guidance, ClassifierFreePP, which goes with every solver"
         head, _, tail = text.rpartition("-")
         if tail in WRITTEN_BEHIND and meaning(head, offered) is not None:
             hint = f"the spacing has an option of its own: {name[: -len(tail) - 1]!r} with {tail!r}"

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .cfg_pp import ClassifierFreePP
 from .checks import check_whole_or_none
 from .denoiser import Denoiser, checked
-from .plan import Node
+from .plan import Node, Plan
 from .state_edits import version
 
 Result = TypeVar("Result")
@@ -105,12 +106,18 @@ def evaluator(
     return evaluate
 
 
-def single(denoise: Denoiser | Callable[[Tensor, float], Tensor]) -> Callable[[Any], Tensor]:
-    """How to answer an `Evaluation` with ``denoise`` here."""
-    function = denoise if isinstance(denoise, Denoiser) else checked(denoise)
+def single(
+    denoise: Denoiser | Callable[[Tensor, float], Tensor], plan: Plan | None = None
+) -> Callable[[Any], Tensor]:
+    """How to answer an `Evaluation`, of a run of ``plan``, with ``denoise`` here."""
+    everywhere = denoise if isinstance(denoise, Denoiser) else checked(denoise)
+    each: dict[int, Denoiser] = {}  # where the guidance is that of a step
+    if isinstance(denoise, Denoiser) and isinstance(denoise.guidance, ClassifierFreePP) and plan:
+        guidances = denoise.guidance.along(plan).items()
+        each = {k: denoise.with_guidance(guidance) for k, guidance in guidances}
 
     def answer(request: Evaluation) -> Tensor:
-        node = request.node
+        node, function = request.node, each.get(request.index, everywhere)
         # Writes to an inference tensor leave no trace.
         x = request.x.clone() if request.x.is_inference() else request.x
         if isinstance(function, Denoiser):

@@ -219,7 +219,7 @@ def sample(
 
     bar = progress_bar(plan.nfe, progress, unit="evaluation")
     with torch.set_grad_enabled(differentiable), bar as show:
-        result = drive(process, single(denoise), watch)
+        result = drive(process, single(denoise, plan), watch)
         return _with_steps(result, x_T, executor.densities, log_prob, states)
 
 

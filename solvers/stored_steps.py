@@ -116,7 +116,7 @@ class _Replay:
         check_signals(plan, prediction, start.dtype)
         check_event(plan, tuple(start.shape[1:]))
         self.asked = [rows[i] for i in _places(steps, len(rows))]
-        self.plan, self.denoise, self.dtype = plan, single(denoise), start.dtype
+        self.plan, self.denoise, self.dtype = plan, single(denoise, plan), start.dtype
         precise = states.to(torch.promote_types(states.dtype, torch.float32))
         self.maps = {k: m.beside(precise) for k, m in maps(plan, prediction).items()}
         self.states = dict(zip((0, *rows), precise.unbind(1), strict=True))

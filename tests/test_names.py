@@ -92,7 +92,7 @@ def test_the_config_keeps_the_word_and_reads_it_again(tmp_path):
     assert "solver_order" not in again.to_json_string()
 
 
-@pytest.mark.parametrize("typed", [*ABSENT, "LCM"])
+@pytest.mark.parametrize("typed", [*ABSENT, "euler_cfg_pp", "DPM++ 2M CFG++", "LCM"])
 def test_what_is_not_here_says_what_is(typed):
     for ask in (lambda: make_plan(typed, VP, nfe=5), lambda: PlanScheduler(solver=typed)):
         with pytest.raises(ValueError, match="choose one of adams, .*; ") as caught:

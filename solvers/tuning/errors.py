@@ -127,7 +127,7 @@ def for_samples(denoise: Any, rows: Tensor, batch: int) -> Any:
 def run_finite(plan: Plan, denoise: Any, x: Tensor, noise: Any = None) -> Tensor:
     """The sample, not finite where the run was not: one bad start does not end the others'."""
     prediction = denoise.prediction if isinstance(denoise, Denoiser) else "sample"
-    return drive(run(plan, x, prediction, noise=noise), single(denoise), finite=False)
+    return drive(run(plan, x, prediction, noise=noise), single(denoise, plan), finite=False)
 
 
 def summary(errors: Tensor) -> Summary:
