@@ -1,4 +1,4 @@
-"""SDE-DPM-Solver++, SEEDS, RES and gradient estimation: marginals, limits, and steps by hand."""
+"""SDE-DPM-Solver++, SEEDS, RES and gradient estimation: marginals, limits, gradients, errors."""
 
 from __future__ import annotations
 
