@@ -78,10 +78,8 @@ def _ours(grid: str) -> dict[str, Method]:
 
 
 def _tuned(model: str) -> dict[str, Method]:
-    """The cards of the embedded model, if it has any, for some numbers of evaluations."""
+    """The cards that the embedded model has, for some numbers of evaluations."""
     folder = Path(__file__).parent.parent / "embedded" / model / "cards"
-    if not folder.is_dir():
-        return {}
     return {TUNED: Method("tuned (cards)", f"card:{folder}")}
 
 
@@ -115,7 +113,6 @@ FACES = Lineup(
         TUNED,
         "unipc-3",
         "stock-euler",
-        "stock-dpm++2m",
         "stock-unipc-2",
         "stock-unipc-2-shift",
     ),
@@ -139,8 +136,8 @@ DIGITS = Lineup(
     },
     highlights=(
         PASTED,
+        TUNED,
         "unipc-3",
-        "dpm-v3",
         "stock-unipc-2",
         "stock-unipc-2-trailing",
         "stock-unipc-2-karras",

@@ -12,7 +12,7 @@ from logsnr.benchmarks.harness.subjects.embedded import embedded_subject
 from logsnr.solvers import Cards
 
 
-@pytest.mark.parametrize("model", [EMBEDDED_MODELS["faces"]], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", EMBEDDED_MODELS.values(), ids=lambda model: model.name)
 def test_they_are_of_the_model_and_run_in_a_scheduler(model):
     cards = Cards.load(model.cards_folder)
     for nfe, card in cards.items():
