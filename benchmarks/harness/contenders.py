@@ -152,7 +152,7 @@ class Contender:
     @property
     def counts(self) -> str:
         """The numbers of evaluations that saved plans have, in words."""
-        return " and ".join(map(str, self.plans))
+        return ", ".join(map(str, self.plans))
 
     @cached_property
     def function(self) -> Callable[..., Any]:

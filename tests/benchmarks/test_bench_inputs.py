@@ -210,7 +210,7 @@ def test_cards_run_at_their_own_numbers_alone(tmp_path):
     for wrong, says in ((f"card:{tmp_path}", "no card in it"), ("card:nowhere", "no such folder")):
         with pytest.raises(ValueError, match=says):
             read_suite(SMALL | {"contenders": [wrong]})
-    with pytest.raises(ValueError, match="is a plan of 5 and 6 evaluations"):
+    with pytest.raises(ValueError, match="is a plan of 5, 6 evaluations"):
         opened(read_suite(SMALL | {"contenders": [text], "nfe": [8]}))
 
 
