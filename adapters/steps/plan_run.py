@@ -65,7 +65,6 @@ class PlanRun:
         self.shape, self.dtype = sample.shape, sample.dtype
         self.memory_format = _memory_format(sample)
         self.noise = StepNoise(plan, sample, noise)
-        self._made = -1  # the row of the state that was handed out last
         self.differentiable = differentiable
         self.eta, self.takes_eta = eta, takes_eta
         self.begin = self.place = place
@@ -140,9 +139,10 @@ class PlanRun:
     @property
     def _rows(self) -> range:
         """The rows that the next step fills in."""
-        evaluated, i = self.executor.plan.evaluated, self.place - self.begin
-        last = len(self.executor.plan.rows) - 1
-        return range(evaluated[i] + 1, (*evaluated, last)[i + 1] + 1)
+        plan, i = self.executor.plan, self.place - self.begin
+        following = i + 1 < plan.nfe
+        last = plan.evaluated[i + 1] if following else len(plan.rows) - 1
+        return range(plan.evaluated[i] + 1, last + 1)
 
     def prepare(
         self,
@@ -159,7 +159,11 @@ class PlanRun:
         Raises ValueError for noise, or a state ``prev_sample`` that it is to lead to, which does
         not fit.
         """
-        rows, executor = self._rows, self.executor
+        executor, usual = self.executor, not log_prob and prev_sample is None
+        if usual and executor.densities is None and variance_noise is None:
+            if self.noise.goes_on(noise, generator):
+                return
+        rows = self._rows
         self.noise.take(
             rows,
             sample,
@@ -188,7 +192,8 @@ class PlanRun:
             return StepDensity(none, None, None)
         total = torch.stack(each).sum(0)
         (k, *others) = found.log_probs
-        if others or k != self._made:
+        plan, i = self.executor.plan, self.place - self.begin
+        if others or k != (*plan.evaluated, len(plan.rows) - 1)[i]:
             return StepDensity(total, None, None)
         return StepDensity(total, found.mean, found.innovations[k].deviation)
 
@@ -207,7 +212,7 @@ class PlanRun:
         edited = not self.gave(sample) or version(sample) != self._version
         if edited or sample.requires_grad:
             evaluation.x = sample
-        self._taken, self._made = ref(sample), self._rows[-1]
+        self._taken = ref(sample)
         self._mark = None if edited else (self.executor.mark(), handed, index, self._version)
         if self.sign != 1:
             output = -output

@@ -76,6 +76,11 @@ class StepNoise:
     def _source(self, noise: Any) -> NoiseSource | None:
         return None if noise is None else noise_source(noise, self.plan)
 
+    def goes_on(self, noise: Any, generator: Any) -> bool:
+        """Whether the step draws as the last one did; then there is nothing to `take`."""
+        same = noise is self.noise and generator is self.generator
+        return same and not self.given and not self.stored
+
     def take(
         self,
         rows: range,
