@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from .checks import check_choice, check_whole
@@ -98,7 +99,7 @@ class Cache:
 
 
 def _as_mask(mask: Any) -> tuple[bool, ...]:
-    listed = mask.tolist() if isinstance(mask, Tensor) else mask
+    listed = mask.tolist() if isinstance(mask, Tensor | np.ndarray) else mask
     if isinstance(listed, str):
         listed = [{"1": True, "0": False}.get(entry) for entry in listed]
     if not isinstance(listed, Sequence) or not listed:

@@ -130,10 +130,11 @@ def fit_location(
     return FittedLocation(lowest(places, logs), places, tuple(map(math.exp, logs)), spent)
 
 
-def default_solver(schedule: NoiseSchedule) -> tuple[str, dict[str, Any]]:
+def default_solver(schedule: NoiseSchedule, nfe: int = 2) -> tuple[str, dict[str, Any]]:
     """The solver for few evaluations of models with this schedule, and its options."""
     straight = isinstance(schedule, NoiseSchedule) and is_straight(schedule)
-    return OF_FLOWS if straight else OF_OTHERS
+    solver, options = OF_FLOWS if straight else OF_OTHERS
+    return solver, {**options, "order": min(options["order"], nfe)}
 
 
 def lowest(locations: Sequence[float], logs: Sequence[float]) -> float:

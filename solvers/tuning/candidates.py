@@ -103,7 +103,7 @@ class Pool:
 
     def default(self) -> Candidate:
         """What is used where nobody chooses. ValueError where it cannot be."""
-        solver, options = default_solver(self.schedule)
+        solver, options = default_solver(self.schedule, self.nfe)
         plan = make_plan(solver, self.schedule, nfe=self.nfe, **self.run, **options)
         return Candidate(solver, options, plan)
 

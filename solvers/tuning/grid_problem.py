@@ -52,7 +52,7 @@ class GridProblem:
                 raise ValueError(f"{key}={options[key]!r}: the grid is what is fitted")
         options = {key: value for key, value in options.items() if value is not None}
         if solver is None:
-            solver, own = default_solver(schedule)
+            solver, own = default_solver(schedule, nfe)
             options = {**own, **options}
         self.schedule, self.solver, self.nfe = schedule, solver, nfe
         self.ends = {key: value for key, value in options.items() if key in OF_THE_RUN}

@@ -66,6 +66,10 @@ def search_mask(
         raise ValueError(f"nfe={nfe}: the plan has {plan.nfe} evaluations")
     if plan.stochastic:
         raise ValueError("plan adds noise: its runs have no distance to one another")
+    if targets is not None and targets.shape != starts.shape:
+        raise ValueError(
+            f"targets has shape {tuple(targets.shape)}: need that of starts, {tuple(starts.shape)}"
+        )
     trajectory = record(denoise, starts, plan)
     ends = trajectory.end.view(starts.shape) if targets is None else targets
 

@@ -186,6 +186,8 @@ def test_a_cached_plan_is_a_plan(tmp_path):
     swept, _ = sample_parallel(denoise, x, cached)
     torch.testing.assert_close(swept, sample(denoise, x, cached), rtol=0, atol=1e-9)
     assert plan.cached([True] * 12) is plan
+    for mask in (torch.tensor(MASK).bool(), torch.tensor(MASK).numpy()):
+        assert plan.cached(mask, 2).rows == plan.cached(MASK, 2).rows
     twice = cached.cached([1, 1, 1, 0, 1, 1])
     assert twice.nfe == 5 and twice.options["cached"]["of"] == cached.options["cached"]
 

@@ -191,6 +191,15 @@ def test_methods_with_more_evaluations_a_step_and_their_ends():
             assert plan.nfe == 8 and plan.options["fit"]["after"] <= plan.options["fit"]["before"]
 
 
+@pytest.mark.parametrize("schedule", [VPLinear(), FlowMatching()], ids=["vp", "flow"])
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_very_few_evaluations(schedule, nfe):
+    denoise = exact_denoiser(MIXTURE, schedule, "sample")
+    for method in ("lattice", "search"):
+        plan = fit_grid(denoise, normal(4, 4), nfe, schedule=schedule, method=method, sweeps=1)
+        assert plan.nfe == nfe
+
+
 def test_whole_training_steps():
     schedule = SCHEDULES["vp_discrete"]
     denoise = exact_denoiser(MIXTURE, schedule, "epsilon")
@@ -249,6 +258,7 @@ def test_bad_options_are_refused_before_the_network_is_called(keywords, message)
         ({"order": 0}, "order=0"),
         ({"quantity": "x"}, "quantity='x'"),
         ({"sweeps": -1}, "sweeps=-1"),
+        ({"targets": normal(3, 4)}, "targets has shape"),
     ],
 )
 def test_bad_options_of_the_search_for_masks(keywords, message):
