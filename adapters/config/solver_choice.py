@@ -80,9 +80,10 @@ class SolverChoice:
             options[key] = (
                 tuple(value[n - remaining :] if len(value) == n else value) if listed else value
             )
-        # sde-dpm-solver++ with several evaluations a step has one order, of few evaluations too.
-        fixed = self.name == "sde-dpm-solver++" and options.get("steps") == "singlestep"
-        if isinstance(options.get("order"), int) and not fixed:
+        staged = self.name == "sde-dpm-solver++" and options.get("steps") == "singlestep"
+        if staged and remaining == 1:  # a step of its has two evaluations and one order
+            options |= {"steps": "multistep", "order": 1}
+        elif isinstance(options.get("order"), int) and not staged:
             options["order"] = min(options["order"], remaining)
         return options
 

@@ -101,8 +101,10 @@ def test_classes_and_keys_that_mean_noise(stock, solver):
     name, options = stock
     made = getattr(diffusers, name)(**dict(options))
     ours = PlanScheduler.from_config(named(made), keep_sampling=True)
-    ours.set_timesteps(8)
-    assert ours.plan.solver == solver and ours.plan.stochastic and ours.plan.nfe == 8
+    for nfe in (1, 8):
+        ours.set_timesteps(nfe)
+        assert ours.plan.solver == solver and ours.plan.nfe == nfe
+    assert ours.plan.stochastic
     assert PlanScheduler.from_config(named(made)).config.solver is None  # none without it
     chosen = PlanScheduler.from_config(named(made), keep_sampling=True, solver="unipc")
     assert chosen.config.solver == "unipc"
