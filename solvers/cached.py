@@ -10,7 +10,8 @@ a skipped one, at row k:
 
 Each Q_i is a combination of the output g_i and the state x_i of its row, and g_k one of Q_k and
 x_k. Putting both into the rows that read g_k leaves coefficients of the same table. Since the L_i
-sum to 1, a point mass, whose x0 and eps are constant, is met as exactly as before. Rows that are
+sum to 1, a point mass, whose x0 and eps are constant, is met as exactly as before; unless what is
+kept is v = (alpha eps - sigma x0) / r, which turns with alpha and sigma there, too. Rows that are
 not evaluated any more, and that nothing reads beyond the next evaluation, are multiplied out.
 
 Lambda is infinite at pure noise and at pure data: such a place drops out of the polynomial, which
@@ -74,6 +75,11 @@ class Cache:
         check_whole("order", self.order, 1)
         check_choice("variable", self.variable, VARIABLES)
         check_choice("quantity", self.quantity, tuple(QUANTITIES))
+
+    @property
+    def constant(self) -> bool:
+        """Whether the quantity is constant where x0 and eps are, so that the identities hold."""
+        return self.quantity != "v_prediction"
 
     def check_fits(self, rows: Sequence[Row]) -> None:
         """ValueError unless a plan of these rows can be cached so."""

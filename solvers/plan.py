@@ -179,8 +179,9 @@ class Plan:
         ----------
         options : of `Cache`.
 
-        Raises ValueError for bad options, and for a plan that adds noise unless the quantity is
-        "data": another would change its marginals.
+        The plan is no longer consistent with the quantity "v_prediction", which is not constant
+        where x0 and eps are. Raises ValueError for bad options, and for a plan that adds noise
+        unless the quantity is "data": another would change its marginals.
         """
         options.check_fits(self.rows)
         if all(options.mask):
@@ -189,7 +190,10 @@ class Plan:
         if "cached" in self.options:
             note["of"] = self.options["cached"]
         return replace(
-            self, rows=cached_rows(self.rows, options), options={**self.options, "cached": note}
+            self,
+            rows=cached_rows(self.rows, options),
+            options={**self.options, "cached": note},
+            consistent=self.consistent and options.constant,
         )
 
     def start(

@@ -76,7 +76,8 @@ class Family:
     @cached_property
     def _center(self) -> float:
         inner = [lam for lam in self._lams if math.isfinite(lam)]
-        return sum(inner) / len(inner)
+        # One evaluation from pure noise to data has no node between.
+        return sum(inner) / len(inner) if inner else 0.0
 
     @cached_property
     def _shares(self) -> Tensor:

@@ -34,7 +34,12 @@ from logsnr.solvers import (
 )
 
 MASK = (1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1)
-KINDS = {"data": "sample", "noise": "epsilon", "velocity": "flow_prediction"}
+KINDS = {
+    "data": "sample",
+    "noise": "epsilon",
+    "velocity": "flow_prediction",
+    "v_prediction": "v_prediction",
+}
 REGULAR = {"schedule": SCHEDULES["vp_linear"], "nfe": 12}
 FROM_PURE_NOISE = {"schedule": SCHEDULES["flow"], "nfe": 12}
 
@@ -111,7 +116,7 @@ def test_every_quantity_and_variable(name, quantity, variable):
         assert_same(plan, REGULAR["schedule"], order, variable, quantity)
 
 
-@pytest.mark.parametrize("quantity", ["data", "velocity"])
+@pytest.mark.parametrize("quantity", ["data", "velocity", "v_prediction"])
 @pytest.mark.parametrize("name", ["unipc", "ipndm", "heun"])
 def test_from_pure_noise_to_data(name, quantity):
     plan = make_plan(name, **FROM_PURE_NOISE)
@@ -147,7 +152,7 @@ def test_statistics_of_the_model():
         assert_same(plan, schedule, 2, "lambda", quantity)
 
 
-@pytest.mark.parametrize("quantity", KINDS)
+@pytest.mark.parametrize("quantity", [each for each in KINDS if each != "v_prediction"])
 @pytest.mark.parametrize("name", ["unipc", "heun", "dpm-solver"])
 def test_a_point_mass_is_still_met(name, quantity):
     range_ = RANGES["vp_linear_to_data"]
@@ -158,6 +163,12 @@ def test_a_point_mass_is_still_met(name, quantity):
     x = range_.schedule.alpha(1.0) * problem.draw(3, torch.Generator()) + 1.0
     result = sample(exact_denoiser(problem, range_.schedule, "sample"), x, cached)
     torch.testing.assert_close(result, problem.draw(3, torch.Generator()), rtol=0, atol=1e-8)
+
+
+def test_a_velocity_that_turns_is_not_met_and_the_plan_says_so():
+    plan = make_plan("unipc", **REGULAR)
+    assert not plan.cached(MASK, 2, quantity="v_prediction").consistent
+    assert plan.cached([1] * 12, 2, quantity="v_prediction").consistent
 
 
 def test_higher_orders_are_nearer_to_the_long_run():

@@ -202,6 +202,14 @@ def test_a_fitted_plan_is_better_on_unseen_starts(level):
     assert before == pytest.approx(summary(untuned).log_mean, rel=0.5)
 
 
+@pytest.mark.parametrize("schedule", [VP, FLOW])
+@pytest.mark.parametrize("level", ["grid", "coefficients", "full"])
+def test_one_evaluation_can_be_fitted(schedule, level):
+    """One from pure noise to data has no node between; its nodes are the two ends."""
+    plan = tune(denoiser(schedule), starts(12), nfe=1, level=level, iterations=1, reference_nfe=12)
+    assert plan.nfe == 1 and plan.times[0] == 1.0
+
+
 def test_with_eight_starts_the_untuned_plan_comes_back():
     plan = tune(denoiser(VP), starts(8), nfe=4, iterations=5, **ENDS)
     untuned = make_plan("unipc", VP, nfe=4, order=2, **ENDS)
