@@ -12,6 +12,9 @@ Few starts do: each has as many residuals as a sample has numbers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,13 +41,9 @@ def curvature(family: Family, theta: Tensor, parts: Parts, name: str, scale: flo
     for whole in parts.each:
         for rows in torch.arange(len(whole.starts)).split(8):
             part = whole.rows(rows)
-            x, tangents = forward(part, table, slope, family)
-            gaps = part.gaps(x).double()
-            squares = gaps.square().mean(1)
-            each = 2 * weights(name, squares, scale) / gaps.shape[1] / parts.count
-            seen = tangents.flatten(2) if part.features is None else _seen(part, x, tangents)
-            jacobian = seen.double() * each.sqrt()[None, :, None]
-            flat = jacobian.flatten(1).cpu()
+            gaps, jacobian = _residuals(part, table, slope, family)
+            each = 2 * weights(name, gaps.square().sum(1), scale) / parts.count
+            flat = (jacobian * each.sqrt()[None, :, None]).flatten(1).cpu()
             if torch.isfinite(flat).all():
                 total += flat @ flat.T
     return total
@@ -55,11 +54,32 @@ def gradient_by_differences(
     family: Family, theta: Tensor, part: Part, name: str, scale: float
 ) -> Tensor:
     """The gradient (P,) of the mean objective, of a network that is only called."""
-    x, tangents = forward(part, family.table(theta), family.slope(theta), family)
-    gaps = part.gaps(x).double()
-    each = 2 * weights(name, gaps.square().mean(1), scale) / gaps.numel()
-    seen = tangents.flatten(2) if part.features is None else _seen(part, x, tangents)
-    return torch.einsum("pbm,bm,b->p", seen.double(), gaps, each).cpu()
+    gaps, jacobian = _residuals(part, family.table(theta), family.slope(theta), family)
+    each = 2 * weights(name, gaps.square().sum(1), scale) / len(gaps)
+    return torch.einsum("pbm,bm,b->p", jacobian, gaps, each).cpu()
+
+
+def _residuals(part: Part, table: Table, slope: Slope, family: Family) -> tuple[Tensor, Tensor]:
+    """(B, m) whose squares sum to the squared errors, and their derivatives (P, B, m)."""
+    gaps, slopes, along = [], [], part.along
+    for k, (state, tangents) in enumerate(forward(part, table, slope, family)):
+        if k == table.nfe:
+            gap = part.gaps(state).double()
+            seen = tangents.flatten(2) if part.features is None else _seen(part, state, tangents)
+            share = 1.0
+        elif k and along is not None:
+            t = table.times[k]
+            gap = along.gaps(state, t).double()
+            ahead = along.velocity(t).to(state.device)
+            moved = slope.times[:, k].to(state.device)[:, None, None] * ahead
+            seen = tangents.flatten(2) - moved
+            share = along.share(table.nfe)
+        else:
+            continue
+        size = math.sqrt(share / gap.shape[1])
+        gaps.append(size * gap)
+        slopes.append(size * seen.double())
+    return torch.cat(gaps, 1), torch.cat(slopes, 2)
 
 
 def preconditioner(hessian: Tensor, damping: float = 1e-3) -> Tensor:
@@ -75,8 +95,10 @@ def preconditioner(hessian: Tensor, damping: float = 1e-3) -> Tensor:
     return unit[:, None] * (vectors * (values.clamp(min=0) + damping).rsqrt())
 
 
-def forward(part: Part, table: Table, slope: Slope, family: Family) -> tuple[Tensor, Tensor]:
-    """The sample (B, *event) and its derivatives (P, B, *event)."""
+def forward(
+    part: Part, table: Table, slope: Slope, family: Family
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The evaluated states and the sample (B, *event), with their derivatives (P, B, *event)."""
     x, n, size = part.starts, table.nfe, family.size
     call = _Predictions(part, table, family)
     values, tangents = [x], [torch.zeros(size, *x.shape, dtype=x.dtype, device=x.device)]
@@ -88,12 +110,12 @@ def forward(part: Part, table: Table, slope: Slope, family: Family) -> tuple[Ten
             state = state + row[j] * values[j]
             tangent += row[j] * tangents[j]
             tangent += moved[:, j].reshape(-1, *[1] * x.ndim) * values[j]
+        yield state, tangent
         if k == n:
-            return state, tangent
+            return
         value, derivative = call(k, state, tangent, slope.times[:, k], slope.told[:, k])
         values.append(value)
         tangents.append(derivative)
-    raise AssertionError("the last row returns")
 
 
 def _seen(part: Part, x: Tensor, tangents: Tensor) -> Tensor:

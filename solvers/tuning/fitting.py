@@ -24,7 +24,7 @@ from .optimiser import Fit
 from .options import Tuning
 from .problem import Part, Parts, check, solved_parts
 from .references import reference_plan
-from .regression import paths_of, regressed
+from .regression import along_the_way, paths_of, regressed
 from .report import fitted_model, listed, reason, settings
 from .state import Checkpoint
 from .tables import Table, table_of
@@ -53,6 +53,9 @@ def fit(denoise: Denoiser, starts: Tensor, options: Tuning) -> Fitted:
     about = settings(denoise, starts, options)
     kept = Checkpoint(options.checkpoint, about, options.seconds)
     train, held = solved_parts(denoise, starts, options, kept).halves(options.validation)
+    if options.intermediate:
+        long = _long(options, schedule)
+        train = along_the_way(train, long, schedule, options.intermediate)
     before = held.errors(untuned)
     if options.method == "gradient":
         begins = _begins(options, choices, schedule, train)
@@ -123,8 +126,7 @@ def _begins(
             choices, lambda b: options.score(few.errors(b.plan(schedule, nfe))), schedule, nfe
         )
         return [Begin(base) for base in by_runs[: options.beginnings]]
-    ends = {"t_start": options.t_start, "t_end": options.t_end}
-    paths = paths_of(train, reference_plan(schedule, LONG, **ends))
+    paths = paths_of(train, _long(options, schedule))
 
     def rows(base: Base, consistent: bool) -> tuple[Table, Tensor]:
         return regressed(table_of(base.plan(schedule, nfe)), paths, consistent=consistent)
@@ -138,6 +140,11 @@ def _begins(
         Begin(base, {consistent: rows(base, consistent)[0].weights for consistent in (True, False)})
         for base in found[: options.beginnings]
     ]
+
+
+def _long(options: Tuning, schedule: NoiseSchedule) -> Plan:
+    """The run that rows are fitted along."""
+    return reference_plan(schedule, LONG, t_start=options.t_start, t_end=options.t_end)
 
 
 def _with_gradients(

@@ -51,7 +51,7 @@ def weights(name: str, squares: Tensor, scale: float) -> Tensor:
         return torch.autograd.grad(losses(name, at, scale).sum(), at)[0]
 
 
-def endpoint(
+def states_of(
     part: Part,
     table: Table,
     weights: Tensor,
@@ -60,22 +60,24 @@ def endpoint(
     schedule: NoiseSchedule,
     *,
     save_memory: bool = True,
-) -> Tensor:
-    """The sample of a table, differentiable in its weights, times and the times told."""
+) -> list[Tensor]:
+    """The evaluated states and the sample, differentiable in weights, times and the times told."""
     x, n = part.starts, table.nfe
     dtype = torch.promote_types(x.dtype, torch.float32)
     here = weights.to(x.device, dtype)
     alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
     call = evaluation(part.denoise)
     basis = [x.to(dtype)]
+    states = []
     for k in range(n):
         state = _combined(here[k], basis) if k else basis[0]
+        states.append(state)
         asked = state.to(x.dtype), times[k], told[k]
         output = checkpoint(call, *asked, use_reentrant=False) if save_memory else call(*asked)
         linear = to_data(part.denoise.prediction, _node(times[k], alphas[k], sigmas[k]))
         of_output, of_state = (torch.as_tensor(v).to(x.device, dtype) for v in linear)
         basis.append(of_output * output + of_state * state)
-    return _combined(here[n], basis)
+    return [*states, _combined(here[n], basis)]
 
 
 def evaluation(denoise: Denoiser) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -137,8 +139,10 @@ def gradient(
         part = replace(part, starts=part.starts.detach().clone().requires_grad_())
         leaves.append(part.starts)
     with torch.enable_grad():
-        x = endpoint(part, table, weights, times, told, family.schedule, save_memory=save_memory)
-        loss = losses(name, part.gaps(x).square().mean(1), scale).mean()
+        states = states_of(
+            part, table, weights, times, told, family.schedule, save_memory=save_memory
+        )
+        loss = losses(name, part.squares(states, times), scale).mean()
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
     by = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
     total = (slope.weights * by[0]).sum((1, 2)) + slope.times @ by[1] + slope.told @ by[2]

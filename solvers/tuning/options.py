@@ -47,6 +47,10 @@ class Tuning:
         both; "balanced": of the logarithms, and by a quarter of the squares.
     features : a function of samples (B, *event), a network's features say; errors are then those of
         what it makes of the sample and of the solution. Gradients pass through it.
+    intermediate : the weight of the states on the way: to e_i^2 comes so much times the mean of
+        their squared distances from the converged trajectory, at the inner nodes where the network
+        is called. 0 is the end alone, by which what is held out is always judged. Keeps 120 states
+        a start.
     gradients : "reverse": by reverse mode through the network; "differences": of its answers, for
         networks that are only called, at 3 to 10 times the cost; "auto": the first where it works.
     relax : the starts may move while they are fitted to, by this share of their size at most; 0
@@ -87,6 +91,7 @@ class Tuning:
     told: bool = True
     objective: str = "balanced"
     features: Features | None = None
+    intermediate: float = 0.0
     gradients: str = "auto"
     relax: float = 0.0
     beginnings: int = 1
@@ -133,13 +138,14 @@ class Tuning:
             ("confidence", 0.5, 1.0),
             ("average", -1e-300, 1.0),
             ("relax", -1e-300, 1.0),
+            ("intermediate", -1e-300, math.inf),
         ):
             value = getattr(self, name)
             check_kind(name, value, 0.0)
             if not low < value < high:
-                allowed = (
-                    "a positive number" if high == math.inf else f"a number in ({max(low, 0):g}, 1)"
-                )
+                allowed = f"a number in {'[0' if low < 0 else f'({low:g}'}, 1)"
+                if high == math.inf:
+                    allowed = "a number of at least 0" if low < 0 else "a positive number"
                 raise ValueError(f"{name}={value!r}: need {allowed}")
         if self.method != "gradient" and self.level != "grid":
             raise ValueError(
@@ -147,6 +153,10 @@ class Tuning:
             )
         if self.method != "gradient" and self.guidance is not None:
             raise ValueError(f"method={self.method!r} fits to one guidance scale, not to a range")
+        if self.method != "gradient" and self.intermediate:
+            raise ValueError(
+                f"intermediate={self.intermediate!r}: needs method='gradient', not {self.method!r}"
+            )
         if self.relax and not self.reverse:
             raise ValueError(f"relax={self.relax!r}: needs gradients='reverse'")
         for name in ("told", "save_memory"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, check_start
 from ..guidance import ClassifierFree
 from ..plan import Plan
+from .along import Along
 from .errors import Features, for_samples, plan_errors
 from .options import Tuning
 from .references import reference_plan, reference_targets
@@ -25,7 +27,7 @@ class Part:
     """Starts (B, *event) of one denoiser, and their converged solutions.
 
     ``features`` is what distances are taken of, see `errors.distances`; ``place`` says which part
-    and which of its starts these are.
+    and which of its starts these are; ``along`` is there where the states on the way count, too.
     """
 
     denoise: Any
@@ -33,14 +35,19 @@ class Part:
     targets: Tensor
     features: Features | None = None
     place: tuple[int, Tensor] = (0, torch.zeros(0))
+    along: Along | None = None
 
     def rows(self, rows: Tensor) -> Part:
         """Some of the starts."""
         own = rows.to(self.starts.device)
         part = for_samples(self.denoise, rows, len(self.starts))
-        place = self.place[0], rows
         return replace(
-            self, denoise=part, starts=self.starts[own], targets=self.targets[own], place=place
+            self,
+            denoise=part,
+            starts=self.starts[own],
+            targets=self.targets[own],
+            place=(self.place[0], rows),
+            along=None if self.along is None else self.along.rows(rows.cpu()),
         )
 
     def gaps(self, x: Tensor) -> Tensor:
@@ -48,6 +55,11 @@ class Part:
         if self.features is None:
             return (x - self.targets).flatten(1)
         return (self.features(x) - self.features(self.targets)).flatten(1)
+
+    def squares(self, states: Sequence[Tensor], times: Tensor) -> Tensor:
+        """(B,) squared errors of a run, by the states at ``times`` (n,) and the sample behind."""
+        found = self.gaps(states[-1]).square().mean(1)
+        return found if self.along is None else found + self.along.squares(states[:-1], times)
 
 
 @dataclass(frozen=True, eq=False)

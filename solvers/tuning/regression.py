@@ -16,11 +16,8 @@ more than a run: it is where fits with gradients begin, and tells which nodes th
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,14 +26,17 @@ from ..node import Node
 from ..plan import Plan
 from ..prediction import to_data
 from ..scalar import plain
+from ..schedules import NoiseSchedule
+from .along import Along
 from .problem import Part, Parts
 from .tables import Table
-from .trajectory import Trajectory, record
+from .trajectory import Trajectory, joined, record
 
 TURNS = 3
 ROUNDED = 0.3
 RIDGE = 1e-6
 MEMORY = 256e6
+BATCH = 64
 STARTS = 96
 """At most; and not more than whose trajectories take so many bytes, but eight at least."""
 
@@ -48,26 +48,11 @@ class Path:
     part: Part
     trajectory: Trajectory
 
-    @cached_property
-    def _lams(self) -> list[float]:
-        return [plain(node.lam) for node in self.trajectory.nodes]
-
     def at(self, node: Node) -> Tensor:
         """(B, D) the solution at a node; at the last one the target of the fit."""
-        nodes, states, data = self.trajectory.nodes, self.trajectory.states, self.trajectory.data
-        lam = plain(node.lam)
-        if lam >= self._lams[-1]:
+        if plain(node.lam) >= plain(self.trajectory.nodes[-1].lam):
             return self.part.targets.flatten(1).cpu().double()
-        m = min(max(bisect_right(self._lams, lam) - 1, 0), len(data) - 1)
-        before = nodes[m]
-        a = plain(node.sigma) / plain(before.sigma)
-        b = plain(node.alpha) - a * plain(before.alpha)
-        state = a * states[m] + b * data[m]
-        if m + 1 < len(data) and math.isfinite(self._lams[m]):
-            step, h = self._lams[m + 1] - self._lams[m], lam - self._lams[m]
-            slope = (data[m + 1] - data[m]) / step
-            state = state + plain(node.alpha) * (h + math.expm1(-h)) * slope
-        return state
+        return self.trajectory.at(node)
 
 
 def paths_of(parts: Parts, plan: Plan) -> list[Path]:
@@ -75,7 +60,25 @@ def paths_of(parts: Parts, plan: Plan) -> list[Path]:
     size = parts.each[0].starts[0].numel()
     most = int(MEMORY / (16 * plan.nfe * size))
     few = parts.first(min(STARTS, max(8, most)))
-    return [Path(part, record(part.denoise, part.starts, plan)) for part in few.each]
+    return [Path(part, _recorded(part, plan)) for part in few.each]
+
+
+def along_the_way(parts: Parts, plan: Plan, schedule: NoiseSchedule, weight: float) -> Parts:
+    """The parts with the trajectories of all their starts by a long run, whose states count."""
+    return Parts(
+        tuple(
+            replace(part, along=Along(_recorded(part, plan), schedule, weight))
+            for part in parts.each
+        )
+    )
+
+
+def _recorded(part: Part, plan: Plan) -> Trajectory:
+    """What is there already, else a run, batch by batch."""
+    if part.along is not None:
+        return part.along.trajectory
+    batches = torch.arange(len(part.starts)).split(BATCH)
+    return joined([record(p.denoise, p.starts, plan) for p in map(part.rows, batches)])
 
 
 @torch.no_grad()

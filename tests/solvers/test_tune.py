@@ -176,7 +176,7 @@ def test_the_tangents_are_the_derivatives_of_the_sample(schedule):
     own = family(schedule)
     theta = drawn(own.size)
     part = Part(denoiser(schedule), starts(2), starts(2))
-    x, tangents = forward(part, own.table(theta), own.slope(theta), own)
+    *_, (x, tangents) = forward(part, own.table(theta), own.slope(theta), own)
     assert torch.allclose(x, sample(part.denoise, part.starts, own.plan(theta)), atol=1e-12)
     for i in range(own.size):
         step = torch.zeros_like(theta)
@@ -278,6 +278,17 @@ def test_a_network_that_breaks_under_a_step_is_survived():
         ({"guidance": (7, 1)}, r"guidance=\(7, 1\): need \(low, high\)"),
         ({"targets": torch.zeros(3)}, r"targets=\(3,\): need the shape of starts"),
         ({"rate": -1.0}, "rate=-1.0: need a positive number"),
+        ({"average": 1.0}, r"average=1.0: need a number in \[0, 1\)"),
+        ({"intermediate": -0.1}, "intermediate=-0.1: need a number of at least 0"),
+        ({"intermediate": math.nan}, "intermediate=nan: need a number of at least 0"),
+        ({"intermediate": math.inf}, "intermediate=inf: need a number of at least 0"),
+        ({"intermediate": "much"}, "intermediate='much': need a number"),
+        (
+            {"intermediate": 0.1, "level": "grid", "method": "search"},
+            "intermediate=0.1: needs method='gradient', not 'search'",
+        ),
+        ({"solver": "ddpm"}, "solver='ddpm' adds noise"),
+        ({"solver": "ddim", "solver_options": {"eta": 0.5}}, "solver='ddim' adds noise"),
     ],
 )
 def test_bad_input_is_named_before_the_network_is_called(options, message):
