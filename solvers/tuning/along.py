@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Along:
         """The weight of one state of a run of so many evaluations."""
         return self.weight / max(1, nfe - 1)
 
-    def gaps(self, state: Tensor, t: Tensor) -> Tensor:
+    def gaps(self, state: Tensor, t: Any) -> Tensor:
         """(B, D) a state less the solution at its time."""
         flat = state.flatten(1)
         return flat - self.trajectory.at(node_at(self.schedule, t)).to(flat.device, flat.dtype)

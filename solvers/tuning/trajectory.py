@@ -51,14 +51,14 @@ class Trajectory:
         lambda.
         """
         m = self._before(node)
-        parts = (self.states[m], self.data[m], self._changes(m))
-        return sum(w * part for w, part in zip(self._weights(m, node), parts, strict=True))
+        of_state, of_data, of_changes = self._weights(m, node)
+        return of_state * self.states[m] + of_data * self.data[m] + of_changes * self._changes(m)
 
-    def slope(self, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    def slope(self, t: Any, schedule: NoiseSchedule) -> Tensor:
         """(B, D) the derivative of `at` by the time of the node."""
         m = self._before(node_at(schedule, t))
 
-        def weights(t: Tensor) -> Tensor:
+        def weights(t: Any) -> Tensor:
             return torch.stack(self._weights(m, node_at(schedule, t)))
 
         with torch.enable_grad():
