@@ -28,7 +28,7 @@ from .candidates import Candidate, Pool
 from .errors import MEASURES, better, for_samples, summary
 from .grid_fit import METHODS, fit_grid
 from .grid_problem import OF_THE_NODES, schedule_of
-from .options import LEVELS
+from .options import LEVELS, Tuning
 from .references import OF_THE_RUN
 from .trials import REFERENCE_NFE, Trials, converged
 from .tune import tune
@@ -98,6 +98,7 @@ def auto_plan(
         check_choice("fit", fit, METHODS)
     if level is not None:
         _check_level(level, denoise, run)
+    asked = _asked_of_tuning(level, nfe, tuning, measure, confidence)
     check_kind("confidence", confidence, 0.0)
     check_whole("batch_size", batch_size, 1)
     if not 0.5 < confidence < 1:
@@ -149,21 +150,15 @@ def auto_plan(
     plan = best.plan
     if level is not None and isinstance(denoise, Denoiser):
         share = len(unseen.starts) / len(starts)
-        tuned = tune(
-            denoise,
-            starts,
-            nfe,
-            level=level,
-            solver=best.solver,
-            solver_options=best.solver_options,
-            objective="mse" if measure == "rmse" else "log",
-            targets=targets,
-            validation=share,
-            confidence=confidence,
-            progress=progress,
+        fitted: dict[str, Any] = {
+            **(best.own_solver if best.remade else {}),
+            "targets": targets,
+            "validation": share,
+            "progress": progress,
             **{key: run[key] for key in ("t_start", "t_end") if key in run},
-            **(tuning or {}),
-        )
+            **asked,
+        }
+        tuned = tune(denoise, starts, nfe, **fitted)
         found = better(
             unseen.errors("tuned", tuned),
             unseen.errors(best.key, best.plan),
@@ -181,6 +176,25 @@ def _check_level(level: str, denoise: Any, run: dict[str, Any]) -> None:
         raise ValueError(f"level={level!r} needs gradients: denoise has to be a Denoiser")
     if run.get("snap"):
         raise ValueError(f"snap=True: nodes of level={level!r} are no whole training steps")
+
+
+def _asked_of_tuning(
+    level: str | None, nfe: int, tuning: Any, measure: str, confidence: float
+) -> dict[str, Any]:
+    """The options of `tune`, checked; what ``tuning`` says counts."""
+    if tuning is not None and not isinstance(tuning, Mapping):
+        raise ValueError(f"tuning={tuning!r}: need a mapping of options of tune")
+    if level is None:
+        if tuning:
+            raise ValueError(f"tuning={dict(tuning)!r} was given without a level")
+        return {}
+    objective = "mse" if measure == "rmse" else "log"
+    asked = {"level": level, "objective": objective, "confidence": confidence, **(tuning or {})}
+    try:
+        Tuning(nfe, **asked)
+    except TypeError as error:
+        raise ValueError(f"tuning={tuning!r}: {error}") from error
+    return asked
 
 
 def _given(plan: Plan, nfe: int) -> Candidate:
@@ -229,8 +243,9 @@ class _Contest:
         left = self._ranked(left, self.rounds[-1])
         if fit is not None:
             # The leader's, and those of the best one of another solver.
-            others = [one for one in left if one.without_grid != left[0].without_grid]
-            fitted = [self._fitted(one, fit) for one in [left[0], *others[:1]]]
+            known = [one for one in left if one.remade]
+            others = [one for one in known if one.without_grid != known[0].without_grid]
+            fitted = [self._fitted(one, fit) for one in [*known[:1], *others[:1]]]
             left = self._ranked([*left, *fitted], self.rounds[-1])
         self.ranking = [{**one.note, "error": self._error(one, self.rounds[-1])} for one in left]
         return left[0]

@@ -13,7 +13,7 @@ from ..location_fit import OF_A_GRID, default_solver
 from ..logistic import default_location, default_scale
 from ..model_statistics.ems import EMS
 from ..plan import Coefficient, Plan
-from ..registry import find_solver, make_plan
+from ..registry import SOLVERS, find_solver, make_plan
 from ..schedules import DiscreteVP, NoiseSchedule, is_straight
 
 Options = Mapping[str, Any]
@@ -67,10 +67,16 @@ class Candidate:
         return self.solver, {k: v for k, v in self.options.items() if k not in left_out}
 
     @property
-    def solver_options(self) -> dict[str, Any]:
-        """The solver's own options."""
+    def remade(self) -> bool:
+        """Whether the solver makes such a plan on other nodes: not of fitted or cached rows."""
+        return self.solver in SOLVERS and "cached" not in self.options
+
+    @property
+    def own_solver(self) -> dict[str, Any]:
+        """The solver and its own options, as `tune` takes them."""
         own = find_solver(self.solver).defaults
-        return {k: v for k, v in self.options.items() if k in own}
+        options = {k: v for k, v in self.options.items() if k in own}
+        return {"solver": self.solver, "solver_options": options}
 
     @property
     def note(self) -> dict[str, Any]:

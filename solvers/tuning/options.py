@@ -161,6 +161,14 @@ class Tuning:
             raise ValueError(f"relax={self.relax!r}: needs gradients='reverse'")
         for name in ("told", "save_memory"):
             check_kind(name, getattr(self, name), True)
+        if not isinstance(self.solver_options, Mapping):
+            raise ValueError(f"solver_options={self.solver_options!r}: need a mapping of options")
+        if self.solver is None and self.solver_options:
+            raise ValueError(
+                f"solver_options={dict(self.solver_options)!r} were given without a solver"
+            )
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | Path):
+            raise ValueError(f"checkpoint={self.checkpoint!r}: need the path of a file, or None")
         if self.features is not None and not callable(self.features):
             raise ValueError(f"features={self.features!r}: need a function of samples, or None")
         if self.guidance is not None:

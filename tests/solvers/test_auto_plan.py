@@ -11,6 +11,7 @@ from cases import GAUSSIAN, MIXTURE, normal, tensor
 from logsnr.benchmarks.problems.analytic import Mixture, exact_denoiser, point_mass
 from logsnr.solvers import (
     EMS,
+    Denoiser,
     FlowMatching,
     Plan,
     VPLinear,
@@ -148,6 +149,8 @@ def test_a_level_goes_on_to_tune_the_winner():
         ({"t_start": 2.0}, "t_start=2.0"),
         ({"level": "all"}, "level='all'"),
         ({"level": "grid"}, "has to be a Denoiser"),
+        ({"tuning": {"rate": 0.1}}, "tuning={'rate': 0.1} was given without a level"),
+        ({"tuning": [1]}, r"tuning=\[1\]"),
     ],
 )
 def test_bad_options_are_refused_before_the_network_is_called(keywords, message):
@@ -157,3 +160,29 @@ def test_bad_options_are_refused_before_the_network_is_called(keywords, message)
     given = {"starts": normal(12, 4), "nfe": 6, "schedule": VPLinear(), **keywords}
     with pytest.raises(ValueError, match=message):
         auto_plan(network, given.pop("starts"), **given)
+
+
+def test_options_of_the_fit_are_checked_first_and_may_repeat_those_of_the_choice():
+    def network(x, t):
+        raise AssertionError("called")
+
+    blind = Denoiser(network, VPLinear())
+    for tuning, message in [({"rows": "x"}, "rows='x'"), ({"row": 1}, "tuning={'row': 1}")]:
+        with pytest.raises(ValueError, match=message):
+            auto_plan(blind, normal(12, 4), 3, level="full", tuning=tuning)
+    denoise = exact_denoiser(WIDE, VPLinear(), "sample")
+    tuning = {"objective": "mse", "iterations": 0}
+    plan = auto_plan(denoise, normal(12, 4), 2, level="full", fit=None, tuning=tuning)
+    assert plan.nfe == 2
+
+
+def test_a_default_whose_rows_no_solver_makes():
+    """A fitted or a cached plan may be what has to be beaten, also where it leads."""
+    denoise = exact_denoiser(WIDE, VPLinear(), "sample")
+    starts = normal(12, 4)
+    long = make_plan("unipc", VPLinear(), nfe=40)
+    exact = long.labelled("tuned", {})
+    targets = sample(denoise, starts, exact)
+    for default in (exact, long.cached([1] * 39 + [0])):
+        chosen = auto_plan(denoise, starts, default.nfe, default=default, targets=targets)
+        assert chosen.rows == default.rows
