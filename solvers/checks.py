@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from typing import Any, TypeGuard
 
@@ -27,6 +28,12 @@ def check_whole_or_none(name: str, value: Any, least: int) -> None:
     """ValueError unless ``value`` is None or a whole number of at least ``least``."""
     if value is not None and not is_whole(value, least):
         raise ValueError(f"{name}={value!r}: need None or a whole number of at least {least}")
+
+
+def check_at_least_0(name: str, value: float) -> None:
+    """ValueError unless ``value`` is finite and at least 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}: need a number of at least 0")
 
 
 def check_order(order: Any, choices: Container[int]) -> None:

@@ -24,11 +24,11 @@ as a solution of the SDE, path by path, the whole is of order 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from ..checks import check_at_least_0
 from ..grids import Grid
 from ..plan import Node, Plan, Row
 from ..registry import solver
@@ -37,7 +37,7 @@ from ..schedules import NoiseSchedule
 from .multistep import SPACES, first_order
 from .pure_noise import Frame
 from .runge_kutta import at_lams, layout
-from .stochastic import Split, Strength, posterior_split, recorded, strengths
+from .stochastic import Split, Strength, keeps_marginals, posterior_split, recorded, strengths
 
 
 @solver(
@@ -126,8 +126,7 @@ def dpmpp_2s_ancestral(
 def _ancestral(
     grid: Grid, nfe: int | None, stages: int, space: str, eta: Strength, s_noise: float
 ) -> Plan:
-    if not 0 <= s_noise < math.inf:
-        raise ValueError(f"s_noise={s_noise!r}: need a number of at least 0")
+    check_at_least_0("s_noise", s_noise)
     nodes, counts = layout(grid, nfe, stages)
     etas = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
     parts = [posterior_split(*step, e) for step, e in zip(pairwise(nodes), etas, strict=True)]
@@ -139,7 +138,7 @@ def _ancestral(
             rows += midpoint_step(rows, part, next(middles), space, s_noise)
         else:
             rows.append(first_order_step(rows, part, frame, s_noise))
-    consistent = s_noise == 1 or not any(row.noise for row in rows)
+    consistent = keeps_marginals(s_noise, etas)
     return Plan(tuple(rows), options=recorded("eta", eta, etas), consistent=consistent)
 
 

@@ -16,6 +16,7 @@ phi is kept as its share g(rho) = phi(rho) / rho, which stays finite where phi d
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -115,10 +116,16 @@ def moments(g: Share, start: Node, end: Node, count: int, quadrature: str) -> li
 def _pointwise(function: Callable[[Tensor], Any], rho: Any) -> Any:
     """A user's function at every entry, which it gets as a 0-d tensor: so it may be of any kind."""
     values = rho if isinstance(rho, Tensor) else torch.from_numpy(np.asarray(rho))
-    found = [function(value) for value in values.unbind()]
+    found = [_number(value, function(value)) for value in values.unbind()]
     if isinstance(rho, Tensor):
         return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in found])
     return np.array([float(value) for value in found])
+
+
+def _number(rho: Tensor, found: Any) -> Any:
+    if isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1):
+        return found
+    raise ValueError(f"noise_function is {found!r} at rho = {float(rho):g}: need a number")
 
 
 def _log10(x: Any) -> Any:

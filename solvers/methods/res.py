@@ -14,14 +14,14 @@ import math
 from collections.abc import Sequence
 
 from .. import scalar
+from ..checks import check_at_least_0
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
 from ..registry import count_steps, solver
 from ..scalar import Number, plain
 from .multistep import Predictor, Weights, exponential, multistep
-from .sde_dpm_solver import check_s_noise
-from .stochastic import Split, Strength, posterior_split, recorded, strengths
+from .stochastic import Split, Strength, keeps_marginals, posterior_split, recorded, strengths
 
 
 @solver(
@@ -57,7 +57,7 @@ def res(
 
     Raises ValueError for a value out of range, and for noise in an inversion.
     """
-    check_s_noise(s_noise)
+    check_at_least_0("s_noise", s_noise)
     nodes = grid.nodes(count_steps(grid, nfe))
     shares = strengths("eta", eta, nodes, grid.schedule, most=1.0, power=2)
     splits = [
@@ -72,10 +72,8 @@ def res(
         keep_first=keep_first,
         splits=splits,
     )
-    noisy = any(row.noise for row in rows)
-    return Plan(
-        tuple(rows), options=recorded("eta", eta, shares), consistent=s_noise == 1 or not noisy
-    )
+    consistent = keeps_marginals(s_noise, shares)
+    return Plan(tuple(rows), options=recorded("eta", eta, shares), consistent=consistent)
 
 
 def _predictor(step: Split, before: Split) -> Predictor:

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .. import scalar
-from ..checks import is_whole
+from ..checks import check_at_least_0, is_whole
 from ..grids import Grid
 from ..names import in_words
 from ..plan import Node, Noise, Plan, Row
@@ -91,8 +91,7 @@ def restart(
     ValueError naming the option that is out of range, for a base that adds noise, and for restarts
     in an inversion.
     """
-    if not 0 <= s_noise < math.inf:
-        raise ValueError(f"s_noise={s_noise!r}: need a number of at least 0")
+    check_at_least_0("s_noise", s_noise)
     entry = _base(base)
     chosen = _default(grid, nfe, entry) if restarts is None else _checked(restarts)
     if not chosen:

@@ -23,12 +23,14 @@ from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 
 from .. import scalar
+from ..checks import check_at_least_0
 from ..grids import Grid, node_at
 from ..noise_terms import reading
 from ..plan import NOISE, VELOCITY, Node, Noise, Plan, Row
 from ..schedules import NoiseSchedule
 from .multistep import first_order
 from .pure_noise import Frame
+from .stochastic import keeps_marginals
 
 MAX_CHURN = math.sqrt(2) - 1
 
@@ -89,14 +91,12 @@ class Churn:
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.s_churn < math.inf:
-            raise ValueError(f"s_churn={self.s_churn!r}: need a number of at least 0")
+        check_at_least_0("s_churn", self.s_churn)
         if not 0 <= self.s_min <= self.s_max:
             raise ValueError(
                 f"s_min={self.s_min!r}, s_max={self.s_max!r}: need 0 <= s_min <= s_max"
             )
-        if not 0 <= self.s_noise < math.inf:
-            raise ValueError(f"s_noise={self.s_noise!r}: need a number of at least 0")
+        check_at_least_0("s_noise", self.s_noise)
 
     def gamma(self, node: Node, steps: int) -> float:
         """By how much to raise the noise level at ``node`` in a run of ``steps`` steps."""
@@ -138,8 +138,7 @@ def runge_kutta(
         if start is not nodes[i]:
             rows.append(_noise_row(len(rows) - 1, nodes[i], start, end, churn.s_noise))
         _step(rows, end, tableaus[i], inner[i], frame, straight)
-    noisy = any(row.noise for row in rows)
-    return Plan(tuple(rows), consistent=churn.s_noise == 1 or not noisy)
+    return Plan(tuple(rows), consistent=keeps_marginals(churn.s_noise, gammas))
 
 
 def layout(
@@ -270,7 +269,7 @@ def _noise_row(base: int, node: Node, up: Node, end: Node, amplitude: float) -> 
     a = up.alpha / node.alpha
     added = scalar.sqrt(up.sigma**2 - (a * node.sigma) ** 2)
     noise = Noise(amplitude * added, reading("sigma", node), reading("sigma", end), "sigma")
-    return Row(up, ((base, a),), noise=(noise,))
+    return Row(up, ((base, a),), noise=(noise,) if amplitude else ())
 
 
 def at_lams(schedule: NoiseSchedule, lams: Sequence[float]) -> list[Node]:

@@ -26,13 +26,12 @@ variance sigma_t^2 (1 + 2 (e^h - 1)^2).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from .. import scalar
-from ..checks import check_choice, check_order
+from ..checks import check_at_least_0, check_choice, check_order
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Node, Plan
@@ -41,7 +40,15 @@ from ..scalar import Number, plain
 from .dpm_solver import multistep_weights
 from .multistep import Predictor, multistep
 from .pure_noise import Frame
-from .stochastic import Split, Strength, posterior_split, recorded, split, strengths
+from .stochastic import (
+    Split,
+    Strength,
+    keeps_marginals,
+    posterior_split,
+    recorded,
+    split,
+    strengths,
+)
 from .stochastic_stages import SINGLE, Stages, stages
 
 SOLVER_TYPES = {"midpoint": "dpmsolver", "heun": "taylor"}
@@ -104,7 +111,7 @@ def sde_dpm_solver_pp(
     check_choice("solver_type", solver_type, tuple(SOLVER_TYPES))
     check_choice("prediction", prediction, ("data", "noise"))
     check_choice("weights", weights, ("published", "taylor"))
-    check_s_noise(s_noise)
+    check_at_least_0("s_noise", s_noise)
     if not 0 < r <= 1:
         raise ValueError(f"r={r!r}: need a number in (0, 1]")
     if steps == "multistep":
@@ -137,12 +144,6 @@ def two_stages(r: float, exact_slope: bool) -> Stages:
     return Stages((r,), (*SINGLE.weights, exact if exact_slope else published))
 
 
-def check_s_noise(s_noise: float) -> None:
-    """ValueError unless it is an amplitude."""
-    if not 0 <= s_noise < math.inf:
-        raise ValueError(f"s_noise={s_noise!r}: need a number of at least 0")
-
-
 def _multistep(
     grid: Grid,
     nfe: int | None,
@@ -172,7 +173,7 @@ def _multistep(
         keep_first=keep_first,
         splits=splits,
     )
-    exact = (space == "data" and s_noise == 1) or not any(row.noise for row in rows)
+    exact = keeps_marginals(s_noise if space == "data" else None, rates)
     return Plan(tuple(rows), options=recorded("eta", eta, rates), consistent=exact)
 
 

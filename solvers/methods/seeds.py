@@ -16,13 +16,13 @@ The decay of the noise is E = eta h; eta = 0 is the ODE, eta = 1 the reverse SDE
 from __future__ import annotations
 
 from .. import scalar
-from ..checks import check_choice, check_order
+from ..checks import check_at_least_0, check_choice, check_order
 from ..grids import Grid
 from ..phi import z_phi
 from ..plan import Plan
 from ..registry import solver
 from ..scalar import Number
-from .sde_dpm_solver import check_s_noise, two_stages
+from .sde_dpm_solver import two_stages
 from .stochastic import Strength, split
 from .stochastic_stages import SINGLE, Stages, stages
 
@@ -68,7 +68,7 @@ def seeds(
     """
     check_order(order, (1, 2, 3))
     check_choice("solver_type", solver_type, ("phi_1", "phi_2"))
-    check_s_noise(s_noise)
+    check_at_least_0("s_noise", s_noise)
     if not 0 < r <= 1:
         raise ValueError(f"r={r!r}: need a number in (0, 1]")
     if not 0 < r1 < r2 <= 1:

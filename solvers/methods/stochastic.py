@@ -40,9 +40,9 @@ from ..scalar import Number, plain
 from ..schedules import NoiseSchedule
 from .pure_noise import Frame
 
-Strength = float | Sequence[float] | Tensor | Callable[[float], float] | None
-"""How much noise a run takes: a number, a list of one number a step, a function of the time t, or
-None, which is 0. The numbers may be 0-d tensors that carry a gradient."""
+Strength = float | Sequence[float] | np.ndarray | Tensor | Callable[[float], float] | None
+"""How much noise a run takes: a number, a list (or array) of one a step, a function of the time t,
+or None, which is 0. The numbers may be 0-d tensors that carry a gradient."""
 _FINITE = sys.float_info.max
 _SHARES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
@@ -67,6 +67,8 @@ def strengths(
     """
     steps = list(pairwise(nodes))
     values: list[Any]
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if value is None:
         values = [0.0] * len(steps)
     elif isinstance(value, Tensor) and value.ndim == 1:
@@ -96,8 +98,22 @@ def recorded(name: str, value: Strength, found: Sequence[Number]) -> dict[str, A
     return {name: [plain(entry) for entry in found]}
 
 
+def keeps_marginals(s_noise: float | None, amounts: Sequence[Number]) -> bool:
+    """Whether noise of amplitude ``s_noise`` leaves the marginals right, None if none does.
+
+    What counts is the noise that the steps make room for, not what is drawn: where they do, an
+    amplitude of 0 is wrong too.
+    """
+    return s_noise == 1 or not any(plain(amount) > 0 for amount in amounts)
+
+
 def _number(name: str, value: Any, most: float) -> Number:
-    number = isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
+    number = isinstance(value, Real) or (
+        isinstance(value, Tensor)
+        and value.ndim == 0
+        and torch.can_cast(value.dtype, torch.float64)
+        and value.dtype != torch.bool
+    )
     if number and not isinstance(value, bool) and 0 <= plain(value) <= min(most, _FINITE):
         return scalar.numbers(torch.as_tensor(value, dtype=torch.float64)[None])[0]
     allowed = "a number of at least 0" if math.isinf(most) else f"a number in [0, {most:g}]"

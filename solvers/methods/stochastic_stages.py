@@ -26,7 +26,7 @@ from ..scalar import Number
 from .multistep import first_order
 from .pure_noise import Frame
 from .runge_kutta import at_lams, layout
-from .stochastic import Split, Strength, nested_noise, recorded, strengths
+from .stochastic import Split, Strength, keeps_marginals, nested_noise, recorded, strengths
 
 
 class Stages(NamedTuple):
@@ -75,10 +75,8 @@ def stages(
         parts = [rule(start, node, strength).scaled(s_noise) for node in between]
         target = frame.first_target if frame.starts(start) else DATA
         _step(rows, whole, parts, method, target)
-    noisy = any(row.noise for row in rows)
-    return Plan(
-        tuple(rows), options=recorded("eta", eta, found), consistent=s_noise == 1 or not noisy
-    )
+    consistent = keeps_marginals(s_noise, found)
+    return Plan(tuple(rows), options=recorded("eta", eta, found), consistent=consistent)
 
 
 def _step(

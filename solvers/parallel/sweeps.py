@@ -197,6 +197,13 @@ class _Held:
         self.x = precise[None]
         self.g = precise.new_empty(0, *x.shape)
         self.added = torch.zeros_like(self.x) if adds else None
+        if before := range(1, system.points[0] + 1):  # rows that no evaluation comes before
+            added = None if self.added is None else torch.stack([self._added(k) for k in before])
+            if self.added is not None and added is not None:
+                self.added = torch.cat([self.added, added])
+            new = slice(before.start, before.stop)
+            started = substitute(system.plan, new, self.x, 0, lambda k, y: y, added)
+            self.x = torch.cat([self.x, started.to(self.x)])
 
     def at(self, rows: Sequence[int]) -> Tensor:
         """A copy of the states of ``rows``."""

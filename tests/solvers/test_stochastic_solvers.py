@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import GAUSSIAN, SCHEDULES, normal
 from torch import Tensor
 
 from logsnr.benchmarks.problems.analytic import exact_denoiser
-from logsnr.solvers import BrownianPath, Plan, make_plan, sample
+from logsnr.solvers import (
+    BrownianPath,
+    Plan,
+    VarianceExploding,
+    VPLinear,
+    make_plan,
+    sample,
+    sample_parallel,
+)
 from logsnr.solvers.identities import marginal_deviations
 from logsnr.solvers.noise import draws
 from logsnr.solvers.noise_terms import covariance
@@ -203,3 +212,55 @@ def test_the_inner_node_of_a_step_has_the_beginning_of_its_noise():
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_plan(name, VP, nfe=6, **options)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("euler-ancestral", {}),
+        ("dpm2-ancestral", {}),
+        ("sde-dpm-solver++", {}),
+        ("seeds", {}),
+        ("res", {"eta": 1.0}),
+        ("heun", {"s_churn": 5.0}),
+    ],
+)
+def test_an_amplitude_of_zero_draws_nothing(name, options):
+    schedule, x = VPLinear(), torch.ones(2, 3, dtype=torch.float64)
+    silent = make_plan(name, schedule, nfe=6, s_noise=0.0, **options)
+    noisy = make_plan(name, schedule, nfe=6, s_noise=1e-9, **options)
+    assert not silent.stochastic
+    pair = [sample(lambda x, t: 0.3 * x, x, plan, noise=1) for plan in (silent, noisy)]
+    torch.testing.assert_close(*pair, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [1, 2])
+def test_in_parallel_where_the_start_itself_is_not_evaluated(noise):
+    plan = make_plan("heun", VarianceExploding(0.002, 80.0), nfe=9, s_churn=9.0, t_start=40.0)
+    assert plan.rows[0].target is None
+    x = plan.start((2, 3), seeds=range(2), dtype=torch.float64)
+
+    def denoise(x, t):
+        return torch.tanh(x)
+
+    expected = sample(denoise, x, plan, noise=noise)
+    for window in (None, 1, 3):
+        found, _ = sample_parallel(denoise, x, plan, window, noise=noise)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [torch.tensor(True), torch.tensor(1j), np.ones((6, 2))])
+def test_strengths_of_another_kind_are_named(bad):
+    with pytest.raises(ValueError, match="eta="):
+        make_plan("ddim", VPLinear(), nfe=6, eta=bad)
+
+
+def test_strengths_may_be_an_array():
+    listed = make_plan("ddim", VPLinear(), nfe=4, eta=[0.0, 0.25, 0.5, 1.0])
+    array = make_plan("ddim", VPLinear(), nfe=4, eta=np.array([0.0, 0.25, 0.5, 1.0]))
+    assert array.rows == listed.rows
+
+
+def test_a_noise_function_that_returns_no_number_is_named():
+    with pytest.raises(ValueError, match="noise_function is 'x' at rho"):
+        make_plan("er-sde", VPLinear(), nfe=6, noise_function=lambda rho: "x")
