@@ -29,10 +29,11 @@ import diffusers
 
 from logsnr.adapters import PlanScheduler
 from logsnr.benchmarks.embedded import EMBEDDED_MODELS
-from logsnr.benchmarks.harness.protocol import digest, file_digest
+from logsnr.benchmarks.harness.protocol import digest
 from logsnr.benchmarks.harness.written import importable, option_value, split, unquoted
 from logsnr.solvers import SOLVERS, Cards, Plan
 from logsnr.solvers.names import in_words
+from logsnr.solvers.provenance import file_digest
 from logsnr.solvers.registry import implied
 from logsnr.solvers.tuning.cards import card_files
 

@@ -29,10 +29,10 @@ from logsnr.benchmarks.embedded import EmbeddedModel
 from logsnr.benchmarks.embedded.models import FEATURES_FILE, STATISTICS_FILE
 from logsnr.benchmarks.harness.feature_measures import FeatureMeasure, RealFeatures
 from logsnr.benchmarks.harness.files import load_tensor, save_tensors
-from logsnr.benchmarks.harness.protocol import file_digest
 from logsnr.benchmarks.metrics.features import LAYERS, Extractor, InceptionFeatures
 from logsnr.benchmarks.metrics.network_files import network_file
 from logsnr.benchmarks.metrics.statistics import FeatureStatistics
+from logsnr.solvers.provenance import file_digest
 
 INCEPTION = "inception"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")

@@ -22,9 +22,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from logsnr.solvers.provenance import releases
 
 PROTOCOL = ("solver", "options", "nfe", "seed", "model", "problem")
 PACKAGES = ("logsnr", "torch", "diffusers")
@@ -54,11 +54,6 @@ def key_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(identity(record).encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path, size: int = 12) -> str:
-    """So many hexadecimal digits that tell the contents of files apart."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:size]
-
-
 def text_of(value: Any) -> str:
     """JSON with sorted keys; numbers that are not finite are null."""
     try:
@@ -70,13 +65,7 @@ def text_of(value: Any) -> str:
 @cache
 def versions() -> Mapping[str, str]:
     """Releases of what computes the numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    return releases(PACKAGES)
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

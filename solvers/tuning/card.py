@@ -7,22 +7,22 @@ the same fit gives the same card, bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..fitted_to import FittedTo, fitted_to, noted
 from ..node import Node
 from ..plan import Plan
+from ..provenance import file_digest, releases
 from ..whole_files import write_whole
 
 FORMAT = "logsnr-card-1"
 PACKAGES = ("logsnr", "torch")
+DIGITS = 16
 UNTUNED = "untuned"
 NODES_ONLY = (UNTUNED, "grid", "auto")
 """Levels whose nodes alone say how to sample: the coefficients are those of a known solver."""
@@ -54,7 +54,7 @@ class Card:
     after: Mapping[str, Any] = field(default_factory=dict)
     comparison: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=lambda: installed())
+    versions: Mapping[str, str] = field(default_factory=lambda: releases(PACKAGES))
 
     def __post_init__(self) -> None:
         if not isinstance(self.plan, Plan):
@@ -164,7 +164,7 @@ class Card:
         text = card_file(path, self.nfe)
         numbers = text.with_suffix(".safetensors")
         write_whole(numbers, self.plan.save)
-        about = {**self.about(), "plan": numbers.name, "digest": digest(numbers)}
+        about = {**self.about(), "plan": numbers.name, "digest": file_digest(numbers, DIGITS)}
         written = json.dumps(about, indent=2, allow_nan=False) + "\n"
         write_whole(text, lambda part: part.write_text(written, encoding="utf-8"))
 
@@ -182,7 +182,7 @@ class Card:
             numbers = text.with_name(Path(str(about.get("plan"))).name)
             if not numbers.is_file():
                 raise ValueError(f"{numbers.name} is missing beside it")
-            if digest(numbers) != about.get("digest"):
+            if file_digest(numbers, DIGITS) != about.get("digest"):
                 raise ValueError(f"{numbers.name} is damaged, or of another card")
             return cls.of(about, Plan.load(numbers))
         except (OSError, ValueError) as error:
@@ -194,22 +194,6 @@ def card_file(path: str | Path, nfe: int) -> Path:
     """The .json file of a card of so many evaluations, in a folder or as it is named."""
     place = Path(path)
     return place if place.suffix == ".json" else place / f"card-{nfe}.json"
-
-
-def digest(path: Path) -> str:
-    """Sixteen hexadecimal digits of a file's contents."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def installed() -> dict[str, str]:
-    """The releases of what computes a fit."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _straight(node: Node) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from logsnr.benchmarks.embedded import EmbeddedModel
-from logsnr.benchmarks.harness.protocol import file_digest
 from logsnr.benchmarks.harness.subjects.network import NetworkSubject
+from logsnr.solvers.provenance import file_digest
 
 ENDS = {"final_sigmas_type": "sigma_min", "set_alpha_to_one": False}
 """Ends schedulers at training step 0, the last of the noise schedule, which is where ``make_plan``
